@@ -1,0 +1,146 @@
+/*
+ * create.c - making an image: the protocol makes empty storage, the format
+ * writes itself into it.
+ *
+ * Invariant: options are checked against the format's and the protocol's tables
+ * before anything is touched.
+ */
+#include "block/internal.h"
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool option_known(const struct blk_option_desc *d, const char *key)
+{
+    for (; d && d->name; d++) {
+        if (!strcmp(d->name, key)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int check_options(const struct blk_driver *fmt, const struct blk_driver *proto,
+                         const struct blk_opts *o, struct blk_error *e)
+{
+    const char *key, *value;
+    for (size_t i = 0; blk_opts_at(o, i, &key, &value); i++) {
+        if (!option_known(fmt->create_opts, key) && !option_known(proto->create_opts, key)) {
+            return blk_err(e, EINVAL, "Invalid parameter '%s'", key);
+        }
+    }
+    return 0;
+}
+
+struct create_args {
+    struct blk_loop *l;
+    const struct blk_driver *fmt, *proto;
+    const char *filename;
+    struct blk_opts *o;
+    struct blk_error *e;
+};
+
+static void name_storage(struct create_args *a, struct blk_opts *po)
+{
+    bool prefix = !strncmp(a->filename, "file:", 5);
+    blk_opts_set(po, "filename", a->filename + (prefix ? 5 : 0));
+}
+
+/* No half-made image is left lying about. */
+static void remove_storage(struct create_args *a)
+{
+    struct blk_opts *po = blk_opts_new();
+    name_storage(a, po);
+    if (a->proto->uncreate) {
+        a->proto->uncreate(po);
+    }
+    blk_opts_free(po);
+}
+
+/* The protocol's part: an empty file, with the options it knows. */
+static int create_storage(struct create_args *a, bool whole_size)
+{
+    struct blk_opts *po = blk_opts_new();
+    const char *key, *value;
+    int err;
+
+    for (size_t i = 0; blk_opts_at(a->o, i, &key, &value); i++) {
+        bool mine = !strcmp(key, "size") || !strcmp(key, "preallocation");
+        if ((mine && whole_size) || (!mine && option_known(a->proto->create_opts, key))) {
+            blk_opts_set(po, key, value);
+        }
+    }
+    if (!whole_size) {
+        blk_opts_set(po, "size", "0");
+    }
+    name_storage(a, po);
+    err = a->proto->create(a->l, NULL, po, a->e);
+    blk_opts_free(po);
+    return err;
+}
+
+static int create_fiber(void *arg)
+{
+    struct create_args *a = arg;
+    bool raw = !strcmp(a->fmt->name, "raw");
+    struct blk_node *file = NULL;
+    int err = create_storage(a, raw || a->fmt->protocol);
+
+    if (err || raw || a->fmt->protocol) {
+        return err;
+    }
+    struct blk_opts *fo = blk_opts_new();
+    err = blk_open_protocol(a->l, a->filename, fo, BLK_O_RDWR | BLK_O_RESIZE, &file, a->e);
+    blk_opts_free(fo);
+    if (err) {
+        return err;
+    }
+    err = blk_lock_storage(file, true, a->e);
+    err = err ? err : a->fmt->create(a->l, file, a->o, a->e);
+    int r = blk_close(file, err ? NULL : a->e);
+    err = err ? err : r;
+    if (err) {
+        remove_storage(a);
+    }
+    return err;
+}
+
+int blk_create(struct blk_loop *l, const char *format, const char *filename,
+               const struct blk_opts *opts, struct blk_error *e)
+{
+    struct create_args a = { .l = l, .filename = filename, .e = e };
+    a.fmt = blk_driver_find(format);
+    if (!a.fmt) {
+        return blk_err(e, EINVAL, "Unknown file format '%s'", format);
+    }
+    a.proto = a.fmt->protocol ? a.fmt : blk_driver_for_name(filename, e);
+    if (!a.proto) {
+        return -EINVAL;
+    }
+    if (!a.fmt->create_opts) {
+        return blk_err(e, ENOTSUP, "Format driver '%s' does not support image creation", format);
+    }
+    if (!a.proto->create_opts) {
+        return blk_err(e, ENOTSUP, "Protocol driver '%s' does not support image creation",
+                       a.proto->name);
+    }
+    int err = check_options(a.fmt, a.proto, opts, e);
+    if (err) {
+        return err;
+    }
+    a.o = blk_opts_dup(opts);
+    err = blk_run(l, create_fiber, &a);
+    blk_opts_free(a.o);
+    return err;
+}
+
+void blk_info_free(struct blk_info *i)
+{
+    free(i->backing_name);
+    free(i->backing_full);
+    free(i->backing_format);
+    json_decref(i->specific);
+    json_decref(i->snapshots);
+    *i = (struct blk_info){ 0 };
+}

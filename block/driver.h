@@ -1,0 +1,199 @@
+/*
+ * driver.h - what formats and protocols implement, and what the core gives them.
+ * Only block/, formats/ and protocols/ include this.
+ *
+ * What the core promises a driver's submit()
+ *  - called on the owner thread; the request is valid: op supported (NATIVE),
+ *    writable if it writes, length > 0 (except FLUSH), aligned to
+ *    limits.req_align and its buffers to mem_align, not larger than the limits,
+ *    READ within size, WRITE within size unless can_grow, DISCARD/WRITE_ZEROES
+ *    within size.  Drivers assert, they do not re-check.
+ *  - FUA only if caps say NATIVE (else the core flushes after the write).
+ * What submit() promises the core
+ *  - it never blocks and completes the request exactly once, by blk_complete(),
+ *    blk_complete_remote(), blk_forward() or blk_req_fiber().
+ */
+#ifndef PLATTER_DRIVER_H
+#define PLATTER_DRIVER_H
+
+#include "block/block.h"
+
+struct blk_driver;
+
+struct blk_node {
+    const struct blk_driver *drv;
+    void *state;                    /* driver's, allocated in open, freed in close */
+    struct blk_loop *loop;
+    char *filename;                 /* to open it again; may hold secrets */
+    char *shown;                    /* redacted, for messages */
+    unsigned oflags;                /* BLK_O_* */
+    bool read_only;
+
+    /* Filled by open(). */
+    uint64_t size;                  /* bytes; protocols that grow: the core raises it */
+    bool can_grow;                  /* writes past size extend it */
+    bool starts_as_zeros;           /* space past size reads as zeros once grown */
+    enum blk_cap can_zero, can_discard, can_fua;
+    bool zero_may_be_slow;          /* NATIVE zeroes write data: FAST_ZERO -> -ENOTSUP */
+    struct blk_limits limits;
+
+    /* Children, owned; closed by the core after the driver's close(). */
+    struct blk_node *file, *data_file, *backing;
+    struct blk_chainmap *chainmap;  /* merged map of n's own chain, or NULL */
+    char *backing_urls;             /* protocols names inside images may use */
+
+    /* Formats: granularity of the mapping, 0 if there is none. */
+    uint32_t cluster_size;
+    /* Formats: the backing file named in the image; the core opens it after
+     * open() returns (a loop, not a recursion).  malloc'd, NULL: none. */
+    char *backing_name, *backing_format;
+
+    /* The core's own. */
+    char *identity;                 /* of the storage, once asked for */
+    struct blk_node *parent;        /* overlay this is the backing of, or NULL */
+    struct blk_opts *given;         /* a backing node's options from the user, or NULL */
+    bool below_writable;            /* a node further down the chain is written to */
+    bool guessed_raw;               /* format probing found nothing */
+    uint64_t inflight[2];           /* by epoch parity, see blk_epoch_wait() */
+    unsigned epoch, drained;
+    struct co_queue idle;
+    struct blk_serial *serial;      /* read-modify-writes in progress */
+    struct blk_hop *writes;         /* in flight, where limits.req_align > 1 */
+    struct co_queue serial_q;
+    int flush_error;                /* sticky */
+    struct blk_stats *stats;        /* NULL until first use */
+};
+
+struct blk_driver {
+    const char *name;
+    bool protocol;
+    bool filter;                    /* passes n->file through: status, truncate and length
+                                       need not be there; see blk_filter_inherit() */
+    const char *const *schemes;     /* protocols: URL schemes, NULL-terminated */
+    const struct blk_option_desc *create_opts;  /* NULL: cannot create */
+
+    /* Score 0..100 for the first len (<= 4096) bytes of a file. Formats. */
+    int (*probe)(const uint8_t *buf, size_t len);
+
+    /* Fiber.  Formats find n->file open (same flags).  Take what you know from
+     * o (blk_opts_get*); the core rejects what is left.  Protocols find the name
+     * in o's "filename" (URL or path) or in their own keys.  On failure free
+     * what you made; the core closes children. */
+    int (*open)(struct blk_node *n, struct blk_opts *o, struct blk_error *e);
+    /* Fiber; protocols; NULL: no locks there.  Take the image locks that n->oflags
+     * ask for.  The core calls it after the probe and before the open() of the format
+     * above, once more for each layer of filters; format: that keeps metadata in it,
+     * so others must not write even if the user does not mind (raw does not care). */
+    int (*lock)(struct blk_node *n, bool format, struct blk_error *e);
+    /* Fiber; after a drain.  Write back, release. Error: what was lost. */
+    int (*close)(struct blk_node *n, struct blk_error *e);
+
+    void (*submit)(struct blk_node *n, struct blk_req *req);
+
+    /* Fiber; NULL: everything is DATA at the same offset of n->file.  On entry
+     * st->flags has BLK_ST_RECURSE if the caller wants to know about holes in the
+     * storage of what is allocated; without it nothing need be found out for that. */
+    int (*status)(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st);
+    /* Fiber; NULL: -ENOTSUP.  Sets n->size. */
+    int (*truncate)(struct blk_node *n, uint64_t size, bool shrink, enum blk_prealloc p,
+                    struct blk_error *e);
+    int (*info)(struct blk_node *n, struct blk_info *out, struct blk_error *e);
+    int (*check)(struct blk_node *n, struct blk_check *c, int fix, struct blk_error *e);
+    int (*measure)(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
+                   struct blk_measure *out, struct blk_error *e);
+    /* Fiber; after a drain and a flush, the node is writable.  Formats that have
+     * backing files: see blk_make_empty(), blk_change_backing(). */
+    int (*make_empty)(struct blk_node *n, struct blk_error *e);
+    int (*change_backing)(struct blk_node *n, const char *name, const char *format,
+                          struct blk_error *e);
+    int (*snapshot)(struct blk_node *n, enum blk_snapshot_op op, const char *name,
+                    struct blk_error *e);
+    int64_t (*allocated_size)(struct blk_node *n);
+    int (*length)(struct blk_node *n, uint64_t *out);   /* protocols: fresh length */
+    /* Protocols: a text that is equal for two nodes on the same storage
+     * ("dev:ino"); what finds backing loops. NULL: the file name is compared. */
+    int (*identity)(struct blk_node *n, char *buf, size_t len);
+
+    /* Formats: write an empty image into file (open read-write, empty).
+     * Protocols: create the storage ("size", "preallocation", ...), file NULL,
+     * the name in o's "filename". Fiber. */
+    int (*create)(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
+                  struct blk_error *e);
+    /* Protocols: delete what create() has just made, when the format could not
+     * be written into it; best effort.  NULL: it stays.  Fiber. */
+    void (*uncreate)(struct blk_opts *o);
+};
+
+/* The table (block/drivers.c): NULL-terminated. */
+extern const struct blk_driver *const blk_drivers[];
+const struct blk_driver *blk_driver_find(const char *name);
+
+/* ---- completing and passing on ---------------------------------------------- */
+
+/* Owner thread: queue for completion (done() runs later, from the loop). */
+void blk_complete(struct blk_req *req, int result);
+/* Any thread, once; uses req->drv[6..7]. */
+void blk_complete_remote(struct blk_req *req, int result);
+/* Hand the same request to child at another offset; no allocation, no switch.
+ * done (may be NULL) sees it on the way up, before the submitter, with node and
+ * offset restored; it must not wait. */
+void blk_forward(struct blk_req *req, struct blk_node *child, uint64_t offset,
+                 void (*done)(struct blk_req *req));
+/* Run fn in a fiber; its return value completes req. */
+void blk_req_fiber(struct blk_req *req, int (*fn)(struct blk_req *req));
+
+/* Reads below an overlay: like a READ of n->backing at req->offset, but through
+ * the chain's merged map, so that depth does not matter; zeros past the end of
+ * the backing node or without one. */
+void blk_forward_backing(struct blk_req *req);
+int co_read_backing(struct blk_node *n, uint64_t off, const struct iovec *iov, int cnt, uint64_t len);
+
+/* Wait until every request that was at n when called has completed: what makes
+ * it safe to reuse storage that forwarded requests may still touch. Fiber. */
+void blk_epoch_wait(struct blk_node *n);
+
+/* Parts of one guest request in flight at different places: a window of
+ * sub-requests, each with its slice of the request's iov.  Look up a place, then
+ * add: blk_parts_add() does not wait, blk_parts_room() does, so that a host
+ * offset cannot become stale in between.  Fiber. */
+struct blk_parts;
+struct blk_parts *blk_parts_new(const struct iovec *iov, int cnt);
+int blk_parts_room(struct blk_parts *p);
+int blk_parts_add(struct blk_parts *p, struct blk_node *n, enum blk_op op, uint64_t off,
+                  uint64_t pos, uint64_t len);
+int blk_parts_end(struct blk_parts *p);        /* wait, free; first error. NULL: -ENOMEM */
+
+/* Filters, in open(): size, capabilities and limits of n->file. */
+void blk_filter_inherit(struct blk_node *n);
+
+/* ---- opening children ------------------------------------------------------- */
+
+/* Fiber. Open a file named inside n's image (external data file): plain paths
+ * only unless allowed, relative to n's own file; raw, n's own flags. */
+int blk_open_data_file(struct blk_node *n, const char *name, struct blk_opts *o,
+                       struct blk_error *e);
+/* May a name found inside n's image be opened?  Plain paths always. */
+int blk_check_inner_name(const struct blk_node *n, const char *name, struct blk_error *e);
+
+/* ---- checked arithmetic and byte order ---------------------------------------- */
+
+#define blk_add_overflow(a, b, r) __builtin_add_overflow(a, b, r)
+#define blk_mul_overflow(a, b, r) __builtin_mul_overflow(a, b, r)
+
+static inline uint16_t be16(const void *p)
+{ uint16_t v; __builtin_memcpy(&v, p, 2); return __builtin_bswap16(v); }
+static inline uint32_t be32(const void *p)
+{ uint32_t v; __builtin_memcpy(&v, p, 4); return __builtin_bswap32(v); }
+static inline uint64_t be64(const void *p)
+{ uint64_t v; __builtin_memcpy(&v, p, 8); return __builtin_bswap64(v); }
+static inline void put_be16(void *p, uint16_t v)
+{ v = __builtin_bswap16(v); __builtin_memcpy(p, &v, 2); }
+static inline void put_be32(void *p, uint32_t v)
+{ v = __builtin_bswap32(v); __builtin_memcpy(p, &v, 4); }
+static inline void put_be64(void *p, uint64_t v)
+{ v = __builtin_bswap64(v); __builtin_memcpy(p, &v, 8); }
+
+static inline uint64_t blk_align_down(uint64_t v, uint64_t a) { return v & ~(a - 1); }
+static inline uint64_t blk_align_up(uint64_t v, uint64_t a) { return (v + a - 1) & ~(a - 1); }
+
+#endif

@@ -1,0 +1,98 @@
+/*
+ * internal.h - what the files of block/ share and nobody else sees.
+ */
+#ifndef PLATTER_BLOCK_INTERNAL_H
+#define PLATTER_BLOCK_INTERNAL_H
+
+#include "block/driver.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
+/* Core-private request flags. */
+#define BLK_REQ_INTERNAL (1u << 31)   /* part of a serialised request: no overlap check */
+
+struct co {
+    void *sp;                   /* saved stack pointer while not running */
+    void *stack;                /* mapping, guard page first */
+    size_t stack_len;
+    struct blk_loop *loop;
+    void (*fn)(void *arg);
+    void *arg;
+    struct co *next;            /* ready list or pool */
+    bool ended;
+    void *fake_stack;           /* AddressSanitizer's */
+};
+
+struct blk_loop {
+    pthread_t owner;
+    int epfd, evfd;
+    struct blk_req *ready, **ready_last;      /* completed, done() not yet called */
+    struct co *runnable, **runnable_last;
+    struct blk_timer *timers;                 /* sorted by time */
+    struct blk_hook *hooks;
+    pthread_mutex_t post_lock;
+    struct blk_post *posts, **posts_last;
+    atomic_bool posted;                       /* posts is not empty */
+    atomic_bool sleeping;                     /* in epoll_wait: a poster must kick evfd */
+    atomic_bool stop;
+    struct co *pool;                          /* fibers with a stack and no work */
+    unsigned npool;
+    struct co *current;
+    void *sp;                                 /* the loop's own context while a fiber runs */
+    void *fake_stack;
+    const void *stack_bottom;                 /* of the owner thread, for the sanitizer */
+    size_t stack_size;
+    struct epoll_event *events;               /* being dispatched */
+    int nevents, event_at;
+    unsigned busy_turns;
+    bool tracing;
+    struct blk_counters count;
+};
+
+/* fiber.c; true if anything ran */
+bool blk_fiber_run_ready(struct blk_loop *l);
+void blk_fiber_pool_free(struct blk_loop *l);
+
+/* request.c; true if anything ran */
+bool blk_req_run_ready(struct blk_loop *l);
+
+/* request.c: count something as in flight at n; leave with what enter returned. */
+unsigned blk_epoch_enter(struct blk_node *n);
+void blk_epoch_leave(struct blk_node *n, unsigned epoch);
+
+/* request_slow.c: split, align, emulate; runs in a fiber of its own. */
+void blk_req_slow(struct blk_node *n, struct blk_req *req);
+bool blk_serial_conflict(const struct blk_node *n, const struct blk_req *req);
+
+/* request.c: enter n with a valid request that needs nothing from the core. */
+void blk_req_enter(struct blk_node *n, struct blk_req *req);
+
+/* node.c: a node without children or state; freeing needs them gone. */
+struct blk_node *blk_node_new(struct blk_loop *l, const struct blk_driver *drv,
+                              const char *filename, unsigned oflags);
+void blk_node_free(struct blk_node *n);
+
+/* open.c: the protocol node for a name or its options ("filename", "driver"). */
+/* Take the image locks of the protocol node at or below n. Fiber. */
+int blk_lock_storage(struct blk_node *n, bool format, struct blk_error *e);
+int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts *o,
+                      unsigned flags, struct blk_node **out, struct blk_error *e);
+
+/* drivers.c; built_in: never a module. */
+const struct blk_driver *blk_driver_built_in(const char *name);
+const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_error *e);
+
+/* status.c: as co_status(), without asking the storage for holes: where to read.
+ * Fiber. */
+int blk_status_layer(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st);
+
+/* chainmap.c */
+void blk_chainmap_free(struct blk_chainmap *m);
+
+/* stats.c */
+void blk_stats_record(struct blk_stats *s, enum blk_op op, uint64_t ns);
+
+#define BLK_ASSERT_OWNER(l) \
+    do { if (!pthread_equal((l)->owner, pthread_self())) __builtin_trap(); } while (0)
+
+#endif

@@ -1,0 +1,381 @@
+/*
+ * node.c - a node's life and what can be asked of it.
+ *
+ * Invariants
+ *  - A node owns its children; closing walks the backing chain in a loop.
+ *  - close is flush, drain, driver's close, children; the first error is kept
+ *    and the node is gone either way.
+ */
+#include "block/internal.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+uint64_t blk_size(const struct blk_node *n) { return n->size; }
+bool blk_read_only(const struct blk_node *n) { return n->read_only; }
+const char *blk_format_name(const struct blk_node *n) { return n->drv->name; }
+const char *blk_filename(const struct blk_node *n) { return n->shown; }
+struct blk_node *blk_file(const struct blk_node *n) { return n->file; }
+struct blk_node *blk_data_file(const struct blk_node *n) { return n->data_file; }
+struct blk_node *blk_backing(const struct blk_node *n) { return n->backing; }
+struct blk_loop *blk_node_loop(const struct blk_node *n) { return n->loop; }
+const struct blk_limits *blk_node_limits(const struct blk_node *n) { return &n->limits; }
+enum blk_cap blk_can_zero(const struct blk_node *n) { return n->can_zero; }
+enum blk_cap blk_can_discard(const struct blk_node *n) { return n->can_discard; }
+bool blk_starts_as_zeros(const struct blk_node *n) { return n->starts_as_zeros; }
+bool blk_is_protocol(const struct blk_node *n) { return n->drv->protocol; }
+
+const struct blk_stats *blk_node_stats(const struct blk_node *n)
+{
+    static const struct blk_stats none;
+    return n->stats ? n->stats : &none;
+}
+
+struct blk_node *blk_node_new(struct blk_loop *l, const struct blk_driver *drv,
+                              const char *filename, unsigned oflags)
+{
+    struct blk_node *n = calloc(1, sizeof(*n));
+    if (!n) {
+        return NULL;
+    }
+    n->loop = l;
+    n->drv = drv;
+    n->oflags = oflags;
+    n->read_only = !(oflags & BLK_O_RDWR);
+    n->filename = strdup(filename);
+    n->shown = blk_redact(filename);
+    n->limits.req_align = n->limits.mem_align = 1;
+    if (!n->filename || !n->shown) {
+        blk_node_free(n);
+        return NULL;
+    }
+    return n;
+}
+
+void blk_node_free(struct blk_node *n)
+{
+    blk_chainmap_free(n->chainmap);
+    free(n->filename);
+    free(n->shown);
+    free(n->backing_name);
+    free(n->backing_format);
+    free(n->backing_urls);
+    blk_opts_free(n->given);
+    free(n->identity);
+    free(n->stats);
+    free(n);
+}
+
+void blk_filter_inherit(struct blk_node *n)
+{
+    const struct blk_node *c = n->file;
+    n->size = c->size;
+    n->can_grow = c->can_grow;
+    n->starts_as_zeros = c->starts_as_zeros;
+    n->limits = c->limits;
+    n->can_zero = c->can_zero;
+    n->can_discard = c->can_discard;
+    n->can_fua = c->can_fua;
+    n->zero_may_be_slow = c->zero_may_be_slow;
+}
+
+/* ---- closing ------------------------------------------------------------------- */
+
+/* Driver and storage of one layer; the backing node is the caller's. */
+static int layer_close(struct blk_node *n, struct blk_error *e)
+{
+    int err = 0, r;
+
+    co_drain(n);
+    if (!n->read_only && !n->flush_error) {
+        err = co_flush(n);
+        if (err) {
+            blk_err_errno(e, -err, "Could not flush '%s'", n->shown);
+        }
+    }
+    if (n->drv->close) {
+        r = n->drv->close(n, e);
+        err = err ? err : r;
+    }
+    for (int i = 0; i < 2; i++) {
+        struct blk_node *child = i ? n->data_file : n->file;
+        if (child) {
+            r = layer_close(child, e);
+            err = err ? err : r;
+        }
+    }
+    if (!err && n->flush_error) {
+        err = blk_err_errno(e, -n->flush_error, "Could not flush '%s'", n->shown);
+    }
+    blk_node_free(n);
+    return err;
+}
+
+struct close_args {
+    struct blk_node *n;
+    struct blk_error *e;
+};
+
+static int close_fiber(void *arg)
+{
+    struct close_args *a = arg;
+    int err = 0;
+    for (struct blk_node *n = a->n; n;) {
+        struct blk_node *below = n->backing;
+        int r = layer_close(n, a->e);
+        err = err ? err : r;
+        n = below;
+    }
+    return err;
+}
+
+int blk_close(struct blk_node *n, struct blk_error *e)
+{
+    struct close_args a = { n, e };
+    return n ? blk_run(n->loop, close_fiber, &a) : 0;
+}
+
+/* ---- control operations ------------------------------------------------------------ */
+
+struct truncate_args {
+    struct blk_node *n;
+    uint64_t size;
+    bool shrink;
+    enum blk_prealloc p;
+    struct blk_error *e;
+};
+
+static int truncate_fiber(void *arg)
+{
+    struct truncate_args *a = arg;
+    struct blk_node *n = a->n;
+
+    if (n->read_only) {
+        return blk_err(a->e, EACCES, "Image is read-only");
+    }
+    if (a->size > BLK_SIZE_MAX) {
+        return blk_err(a->e, EFBIG, "Required too big image size, it must be not greater "
+                       "than %lld", (long long)BLK_SIZE_MAX);
+    }
+    if (!n->drv->truncate && !n->drv->filter) {
+        return blk_err(a->e, ENOTSUP, "Image format driver does not support resize");
+    }
+    if (a->size < n->size && !a->shrink) {
+        return blk_err(a->e, EINVAL, "Shrinking '%s' would lose data", n->shown);
+    }
+    co_drain(n);
+    if (n->drv->truncate) {
+        return n->drv->truncate(n, a->size, a->shrink, a->p, a->e);
+    }
+    int err = blk_truncate(n->file, a->size, a->shrink, a->p, a->e);
+    n->size = n->file->size;
+    return err;
+}
+
+int blk_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_prealloc p,
+                 struct blk_error *e)
+{
+    struct truncate_args a = { n, size, shrink, p, e };
+    return blk_run(n->loop, truncate_fiber, &a);
+}
+
+struct layer_args {
+    struct blk_node *n;
+    const char *name, *format;
+    struct blk_error *e;
+};
+
+/* What all changes to a layer need before them. */
+static int settle_layer(struct blk_node *n, struct blk_error *e)
+{
+    if (n->read_only) {
+        return blk_err(e, EACCES, "Image is read-only");
+    }
+    co_drain(n);
+    int err = co_flush(n);
+    return err ? blk_err_errno(e, -err, "Could not flush '%s'", n->shown) : 0;
+}
+
+static int empty_fiber(void *arg)
+{
+    struct layer_args *a = arg;
+    int err = settle_layer(a->n, a->e);
+    return err ? err : a->n->drv->make_empty(a->n, a->e);
+}
+
+int blk_make_empty(struct blk_node *n, struct blk_error *e)
+{
+    struct layer_args a = { n, NULL, NULL, e };
+    if (!n->drv->make_empty) {
+        return blk_err(e, ENOTSUP, "Format '%s' cannot be emptied", n->drv->name);
+    }
+    return blk_run(n->loop, empty_fiber, &a);
+}
+
+static int change_backing_fiber(void *arg)
+{
+    struct layer_args *a = arg;
+    int err = settle_layer(a->n, a->e);
+    return err ? err : a->n->drv->change_backing(a->n, a->name, a->format, a->e);
+}
+
+int blk_change_backing(struct blk_node *n, const char *name, const char *format,
+                       struct blk_error *e)
+{
+    struct layer_args a = { n, name, format, e };
+    if (!n->drv->change_backing) {
+        return blk_err(e, ENOTSUP, "Operation not supported");
+    }
+    return blk_run(n->loop, change_backing_fiber, &a);
+}
+
+struct snapshot_args {
+    struct blk_node *n;
+    enum blk_snapshot_op op;
+    const char *name;
+    struct blk_error *e;
+};
+
+static int snapshot_fiber(void *arg)
+{
+    struct snapshot_args *a = arg;
+    int err = settle_layer(a->n, a->e);
+    return err ? err : a->n->drv->snapshot(a->n, a->op, a->name, a->e);
+}
+
+int blk_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name,
+                 struct blk_error *e)
+{
+    struct snapshot_args a = { n, op, name, e };
+    if (!n->drv->snapshot) {
+        return blk_err(e, ENOTSUP, "Block driver does not support snapshots");
+    }
+    return blk_run(n->loop, snapshot_fiber, &a);
+}
+
+int64_t blk_allocated_size(struct blk_node *n)
+{
+    int64_t sum = 0;
+    if (n->drv->allocated_size) {
+        return n->drv->allocated_size(n);
+    }
+    for (int i = 0; i < 2; i++) {
+        struct blk_node *child = i ? n->data_file : n->file;
+        int64_t v = child ? blk_allocated_size(child) : 0;
+        if (v < 0) {
+            return v;
+        }
+        sum += v;
+    }
+    return n->file ? sum : -1;
+}
+
+struct length_args {
+    struct blk_node *n;
+    uint64_t *out;
+};
+
+static int length_fiber(void *arg)
+{
+    struct length_args *a = arg;
+    return a->n->drv->length(a->n, a->out);
+}
+
+int blk_storage_length(struct blk_node *n, uint64_t *out)
+{
+    while (n->drv->filter && !n->drv->length) {
+        n = n->file;
+    }
+    struct length_args a = { n, out };
+    if (!n->drv->length) {
+        *out = n->size;
+        return 0;
+    }
+    return blk_run(n->loop, length_fiber, &a);
+}
+
+/* ---- information, check, measure ------------------------------------------------------ */
+
+struct info_args {
+    struct blk_node *n;
+    struct blk_info *out;
+    struct blk_error *e;
+};
+
+static int info_fiber(void *arg)
+{
+    struct info_args *a = arg;
+    struct blk_node *n = a->n;
+    if (n->backing_name) {
+        a->out->backing_name = strdup(n->backing_name);
+        a->out->backing_full = blk_resolve_name(n->filename, n->backing_name);
+    }
+    if (n->backing_format) {
+        a->out->backing_format = strdup(n->backing_format);
+    }
+    a->out->cluster_size = n->cluster_size;
+    return n->drv->info ? n->drv->info(n, a->out, a->e) : 0;
+}
+
+int blk_get_info(struct blk_node *n, struct blk_info *out, struct blk_error *e)
+{
+    *out = (struct blk_info){ 0 };
+    struct info_args a = { n, out, e };
+    return blk_run(n->loop, info_fiber, &a);
+}
+
+struct check_args {
+    struct blk_node *n;
+    struct blk_check *c;
+    int fix;
+    struct blk_error *e;
+};
+
+static int check_fiber(void *arg)
+{
+    struct check_args *a = arg;
+    co_drain(a->n);
+    return a->n->drv->check(a->n, a->c, a->fix, a->e);
+}
+
+int blk_check(struct blk_node *n, struct blk_check *c, int fix, struct blk_error *e)
+{
+    struct check_args a = { n, c, fix, e };
+    if (!n->drv->check) {
+        return blk_err(e, ENOTSUP, "This image format does not support checks");
+    }
+    return blk_run(n->loop, check_fiber, &a);
+}
+
+struct measure_args {
+    struct blk_loop *l;
+    const struct blk_driver *drv;
+    struct blk_node *src;
+    struct blk_opts *o;
+    struct blk_measure *out;
+    struct blk_error *e;
+};
+
+static int measure_fiber(void *arg)
+{
+    struct measure_args *a = arg;
+    return a->drv->measure(a->l, a->src, a->o, a->out, a->e);
+}
+
+int blk_measure(struct blk_loop *l, const char *format, struct blk_node *src,
+                const struct blk_opts *opts, struct blk_measure *out, struct blk_error *e)
+{
+    const struct blk_driver *drv = blk_driver_find(format);
+    *out = (struct blk_measure){ 0 };
+    if (!drv) {
+        return blk_err(e, EINVAL, "Unknown file format '%s'", format);
+    }
+    if (!drv->measure) {
+        return blk_err(e, ENOTSUP, "Block driver '%s' does not support size measurement", format);
+    }
+    struct blk_opts *o = blk_opts_dup(opts);
+    struct measure_args a = { l, drv, src, o, out, e };
+    int err = blk_run(l, measure_fiber, &a);
+    blk_opts_free(o);
+    return err;
+}

@@ -1,0 +1,525 @@
+/*
+ * open.c - from a name and options to a graph: protocol node, format probing,
+ * format node, then the backing chain one layer after the other.
+ *
+ * Invariants
+ *  - Names found inside an image are plain paths unless the user allowed their
+ *    protocol; the check is blk_check_inner_name(), the only place.
+ *  - The chain is opened in a loop with a limit and a check against every node
+ *    above: no recursion, no endless chain.
+ *  - Options nobody asked for are an error.
+ */
+#include "block/internal.h"
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PROBE_BYTES 4096
+
+/* Flags that only the root of a graph has. */
+#define ROOT_FLAGS (BLK_O_WRITETHROUGH)
+
+/* ---- options ---------------------------------------------------------------------- */
+
+static int check_unused(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
+{
+    const char *key = blk_opts_unused(o);
+    if (key) {
+        return blk_err(e, EINVAL, "Block %s '%s' %s support the option '%s'",
+                       n->drv->protocol ? "protocol" : "format", n->drv->name,
+                       n->drv->protocol ? "doesn't" : "does not", key);
+    }
+    return 0;
+}
+
+/* Options every node accepts and the core itself reads. */
+static int take_common(struct blk_opts *o, unsigned *flags, struct blk_error *e)
+{
+    bool ro = !(*flags & BLK_O_RDWR), direct = *flags & BLK_O_DIRECT;
+    bool no_flush = *flags & BLK_O_NO_FLUSH, share = *flags & BLK_O_SHARE;
+    bool auto_ro = false;
+    int err = 0;
+
+    if ((err = blk_opts_get_bool(o, "read-only", &ro, e)) ||
+        (err = blk_opts_get_bool(o, "auto-read-only", &auto_ro, e)) ||
+        (err = blk_opts_get_bool(o, "cache.direct", &direct, e)) ||
+        (err = blk_opts_get_bool(o, "cache.no-flush", &no_flush, e)) ||
+        (err = blk_opts_get_bool(o, "force-share", &share, e))) {
+        return err;
+    }
+    if (share && !ro) {
+        return blk_err(e, EINVAL, "force-share=on can only be used with read-only images");
+    }
+    const char *discard = blk_opts_get(o, "discard");
+    const char *detect = blk_opts_get(o, "detect-zeroes");
+    if (discard && strcmp(discard, "ignore") && strcmp(discard, "off") &&
+        strcmp(discard, "unmap") && strcmp(discard, "on")) {
+        return blk_err(e, EINVAL, "Invalid discard option");
+    }
+    if (detect && strcmp(detect, "off")) {
+        return blk_err(e, ENOTSUP, "detect-zeroes=%s is not supported", detect);
+    }
+    (void)blk_opts_get(o, "node-name");
+    *flags &= ~(BLK_O_RDWR | BLK_O_DIRECT | BLK_O_NO_FLUSH | BLK_O_SHARE);
+    *flags |= (ro ? 0 : BLK_O_RDWR) | (direct ? BLK_O_DIRECT : 0) |
+              (no_flush ? BLK_O_NO_FLUSH : 0) | (share ? BLK_O_SHARE : 0);
+    return 0;
+}
+
+/* ---- protocol nodes -------------------------------------------------------------------- */
+
+int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts *o,
+                      unsigned flags, struct blk_node **out, struct blk_error *e)
+{
+    const char *name = filename ? filename : blk_opts_get(o, "filename");
+    const char *drvname = blk_opts_get(o, "driver");
+    const struct blk_driver *drv;
+    int err = take_common(o, &flags, e);
+
+    if (err) {
+        return err;
+    }
+    if (drvname) {
+        drv = blk_driver_find(drvname);
+        if (!drv || !drv->protocol) {
+            return blk_err(e, EINVAL, "Unknown protocol '%s'", drvname);
+        }
+    } else if (!name) {
+        return blk_err(e, EINVAL, "The '%s' block driver requires a file name", "file");
+    } else if (!(drv = blk_driver_for_name(name, e))) {
+        return -EINVAL;
+    }
+    /* Without an explicit driver "file:" is a protocol prefix. */
+    name += name && !drvname && !strncmp(name, "file:", 5) ? 5 : 0;
+    if (filename && !blk_opts_has(o, "filename")) {
+        blk_opts_set(o, "filename", name);
+    }
+    struct blk_node *n = blk_node_new(l, drv, name ? name : drv->name, flags);
+    if (!n) {
+        return blk_err(e, ENOMEM, "Cannot allocate memory");
+    }
+    err = drv->open(n, o, e);
+    if (err) {
+        blk_node_free(n);
+        return err;
+    }
+    err = check_unused(n, o, e);
+    if (err) {
+        blk_close(n, NULL);
+        return err;
+    }
+    *out = n;
+    return 0;
+}
+
+int blk_lock_storage(struct blk_node *n, bool format, struct blk_error *e)
+{
+    while (n->file && !n->drv->protocol) {
+        n = n->file;
+    }
+    return n->drv->lock ? n->drv->lock(n, format, e) : 0;
+}
+
+/* Where a layer goes: below which overlay, and what names inside it may say. */
+struct layer_place {
+    struct blk_node *above;
+    const char *backing_urls;
+};
+
+/* What tells two names of one storage apart from two storages. */
+static const char *node_identity(struct blk_node *n)
+{
+    char buf[512];
+    while (n->file) {
+        n = n->file;
+    }
+    if (!n->identity) {
+        bool known = n->drv->identity && !n->drv->identity(n, buf, sizeof(buf));
+        n->identity = strdup(known ? buf : n->filename);
+    }
+    return n->identity ? n->identity : "";
+}
+
+static int check_loop(struct blk_node *above, struct blk_node *below, struct blk_error *e)
+{
+    const char *mine = node_identity(below);
+    for (struct blk_node *at = above; at; at = at->parent) {
+        if (!strcmp(mine, node_identity(at))) {
+            return blk_err(e, ELOOP, "The backing chain loops: '%.300s' is its own backing file",
+                           at->shown);
+        }
+    }
+    return 0;
+}
+
+/* ---- format nodes ------------------------------------------------------------------------ */
+
+static int probe_format(struct blk_node *file, const struct blk_driver **drv, bool *guessed,
+                        struct blk_error *e)
+{
+    uint8_t *buf = blk_buf_alloc(PROBE_BYTES);
+    int best = 0, err;
+
+    if (!buf) {
+        return -ENOMEM;
+    }
+    err = co_read(file, 0, buf, PROBE_BYTES);       /* zeros past the end */
+    if (err) {
+        blk_buf_free(buf);
+        return blk_err_errno(e, -err, "Could not read image for determining its format");
+    }
+    *drv = blk_driver_find("raw");
+    *guessed = true;
+    size_t len = (size_t)BLK_MIN(file->size, (uint64_t)PROBE_BYTES);
+    for (size_t i = 0; blk_drivers[i]; i++) {
+        int score = blk_drivers[i]->probe ? blk_drivers[i]->probe(buf, len) : 0;
+        if (score > best) {
+            best = score;
+            *drv = blk_drivers[i];
+            *guessed = false;
+        }
+    }
+    blk_buf_free(buf);
+    return *drv ? 0 : blk_err(e, EINVAL, "Could not determine image format: no format drivers");
+}
+
+static int open_format(struct blk_node *file, const struct blk_driver *drv, bool guessed,
+                       struct blk_opts *o, unsigned flags, const char *backing_urls,
+                       struct blk_node **out, struct blk_error *e)
+{
+    struct blk_node *n = blk_node_new(file->loop, drv, file->filename, flags);
+    int err;
+
+    if (!n) {
+        return blk_err(e, ENOMEM, "Cannot allocate memory");
+    }
+    n->file = file;
+    n->guessed_raw = guessed && !n->read_only;
+    n->backing_urls = backing_urls ? strdup(backing_urls) : NULL;
+    err = drv->open(n, o, e);
+    if (!err) {
+        err = check_unused(n, o, e);
+        if (err && drv->close) {
+            drv->close(n, NULL);
+        }
+    }
+    if (err) {
+        n->file = NULL;
+        if (n->data_file) {
+            blk_close(n->data_file, NULL);
+        }
+        blk_node_free(n);
+        return err;
+    }
+    *out = n;
+    return 0;
+}
+
+/* One layer without its backing file. o is used up. */
+static int open_layer(struct blk_loop *l, const char *filename, const char *format,
+                      struct blk_opts *o, unsigned flags, const struct layer_place *place,
+                      struct blk_node **out, struct blk_error *e)
+{
+    const struct blk_driver *drv = NULL;
+    bool guessed = false;
+    struct blk_node *file = NULL;
+    const char *want = blk_opts_get(o, "driver");
+    int err;
+
+    if (format && want && strcmp(format, want)) {
+        return blk_err(e, EINVAL, "Driver specified twice");
+    }
+    want = want ? want : format;
+    if (want && !(drv = blk_driver_find(want))) {
+        return blk_err(e, EINVAL, "Unknown driver '%s'", want);
+    }
+    if (drv && drv->protocol) {
+        err = blk_open_protocol(l, filename, o, flags, out, e);
+        if (!err) {
+            err = blk_lock_storage(*out, false, e);
+            if (err) {
+                blk_close(*out, NULL);
+                *out = NULL;
+            }
+        }
+        return err;
+    }
+    err = take_common(o, &flags, e);
+    if (err) {
+        return err;
+    }
+    if (blk_opts_has(o, "file")) {
+        return blk_err(e, EINVAL, "Cannot find device='%s' nor node-name='%s'",
+                       blk_opts_get(o, "file"), blk_opts_get(o, "file"));
+    }
+    struct blk_opts *fo = blk_opts_take(o, "file.");
+    if (!filename && blk_opts_has(o, "filename") && !blk_opts_has(fo, "filename")) {
+        blk_opts_set(fo, "filename", blk_opts_get(o, "filename"));
+    }
+    if (!filename && !blk_opts_at(fo, 0, NULL, NULL)) {
+        blk_opts_free(fo);
+        return blk_err(e, EINVAL, "A block device must be specified for \"file\"");
+    }
+    /* A filter may stand between: "file.driver=fault,file.file.filename=x". */
+    const char *below = blk_opts_get(fo, "driver");
+    const struct blk_driver *bd = below ? blk_driver_find(below) : NULL;
+    if (bd && !bd->protocol) {
+        err = open_layer(l, filename, NULL, fo, flags & ~ROOT_FLAGS, place, &file, e);
+    } else {
+        err = blk_open_protocol(l, filename, fo, flags & ~ROOT_FLAGS, &file, e);
+    }
+    blk_opts_free(fo);
+    if (err) {
+        return err;
+    }
+    if (!drv) {
+        err = probe_format(file, &drv, &guessed, e);
+        if (!err && guessed && flags & BLK_O_RDWR && flags & BLK_O_NO_PROBE) {
+            err = blk_err(e, EINVAL, "Image format was not specified for '%s' and probing "
+                          "guessed raw: name the format (format=raw) to write to it", file->shown);
+        }
+    }
+    if (!err && place->above) {
+        err = check_loop(place->above, file, e);
+    }
+    if (!err) {
+        err = blk_lock_storage(file, !drv->filter && strcmp(drv->name, "raw"), e);
+    }
+    if (!err) {
+        err = open_format(file, drv, guessed, o, flags, place->backing_urls, out, e);
+    }
+    if (err) {
+        blk_close(file, NULL);
+    }
+    return err;
+}
+
+/* ---- the backing chain --------------------------------------------------------------------- */
+
+static bool protocol_allowed(const char *list, const char *name)
+{
+    size_t len = strcspn(name, ":+");
+    if (!list) {
+        return false;
+    }
+    for (const char *p = list; *p; p += strcspn(p, ",:"), p += *p != 0) {
+        size_t plen = strcspn(p, ",:");
+        if ((plen == 3 && !strncmp(p, "all", 3)) || (plen == len && !strncmp(p, name, len))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int blk_check_inner_name(const struct blk_node *n, const char *name, struct blk_error *e)
+{
+    if (!blk_has_protocol(name) || !strncmp(name, "file:", 5) ||
+        protocol_allowed(n->backing_urls, name)) {
+        return 0;
+    }
+    char *shown = blk_redact(name);
+    blk_err(e, EACCES, "%s: file name '%.200s' inside the image is not a plain path; "
+            "allow its protocol to use it", n->shown, shown ? shown : "");
+    free(shown);
+    return -EACCES;
+}
+
+/* A format named inside an image: formats and plain files, nothing that an image
+ * should not be able to load or put in between. */
+static int check_inner_format(const char *format, struct blk_error *e)
+{
+    const struct blk_driver *d = format ? blk_driver_built_in(format) : NULL;
+    if (!format || (d && !d->filter && (!d->protocol || d->identity))) {
+        return 0;
+    }
+    return blk_err(e, EINVAL, "Unknown driver '%s'", format);
+}
+
+/* Open n's backing file; o: the options given for it, may name it ("backing"); more:
+ * flags beyond those that n has. */
+static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
+                        struct blk_error *e)
+{
+    char *name = NULL;
+    const char *format = n->backing_format;
+    int err = 0;
+
+    if (!blk_opts_has(o, "filename") && !blk_opts_has(o, "file.filename") && n->backing_name) {
+        err = blk_check_inner_name(n, n->backing_name, e);
+        name = err ? NULL : blk_resolve_name(n->filename, n->backing_name);
+        if (!err && !name) {
+            err = blk_err(e, ENOMEM, "Cannot allocate memory");
+        }
+    }
+    if (blk_opts_has(o, "driver")) {
+        format = NULL;
+    }
+    unsigned flags = n->oflags & ~(BLK_O_RDWR | BLK_O_CHECK | ROOT_FLAGS | BLK_O_RESIZE);
+    struct blk_opts *given = blk_opts_at(o, 0, NULL, NULL) ? blk_opts_dup(o) : NULL;
+    struct blk_node *b = NULL;
+    flags |= more;
+    if (!err) {
+        struct layer_place place = { n, n->backing_urls };
+        err = check_inner_format(format, e);
+        err = err ? err : open_layer(n->loop, name, format, o, flags, &place, &b, e);
+        if (err) {
+            /* The name once: some texts have it, the hint of a lock has it. */
+            if (e && !*e->hint && strncmp(e->text, "Could not open '", 16)) {
+                blk_error_prefix(e, "Could not open '%s': ", name ? name : "");
+            }
+            if (!more) {
+                blk_error_prefix(e, "Could not open backing file: ");
+            }
+        }
+    }
+    if (!err) {
+        n->backing = b;
+        b->parent = n;
+        b->given = given;
+        given = NULL;
+    }
+    blk_opts_free(given);
+    free(name);
+    return err;
+}
+
+static int open_chain(struct blk_node *top, struct blk_opts *o, struct blk_error *e)
+{
+    struct blk_opts *own = NULL;    /* o below the top */
+    unsigned depth = 1;
+    int err = 0;
+
+    for (struct blk_node *n = top; !err && n; n = n->backing, depth++) {
+        const char *ref = blk_opts_get(o, "backing");
+        struct blk_opts *bo = blk_opts_take(o, "backing.");
+        bool given = blk_opts_at(bo, 0, NULL, NULL);
+        if (n->oflags & BLK_O_NO_BACKING || (ref && !*ref) || (!n->backing_name && !given)) {
+            blk_opts_free(bo);
+            break;
+        }
+        if (depth >= BLK_CHAIN_MAX) {
+            err = blk_err(e, ELOOP, "Backing chain of '%s' is longer than %u images", top->shown,
+                          BLK_CHAIN_MAX);
+        } else {
+            err = open_backing(n, bo, 0, e);
+        }
+        /* What the layer below has for its own backing file stays in bo. */
+        blk_opts_free(own);
+        o = own = bo;
+    }
+    blk_opts_free(own);
+    return err;
+}
+
+struct reopen_args {
+    struct blk_node *n;
+    struct blk_error *e;
+};
+
+static int reopen_fiber(void *arg)
+{
+    struct reopen_args *a = arg;
+    struct blk_node *n = a->n, *old = n->backing;
+    struct blk_opts *o = blk_opts_dup(old->given);
+    int err;
+
+    /* Maps of the layers above name the nodes that go. */
+    for (struct blk_node *up = n; up; up = up->parent) {
+        co_drain(up);
+        blk_chainmap_free(up->chainmap);
+        up->chainmap = NULL;
+        up->below_writable = true;
+    }
+    n->backing = NULL;
+    err = blk_close(old, a->e);
+    err = err ? err : open_backing(n, o, BLK_O_RDWR | BLK_O_RESIZE, a->e);
+    err = err ? err : open_chain(n->backing, o, a->e);
+    blk_opts_free(o);
+    return err;
+}
+
+int blk_backing_reopen_rw(struct blk_node *n, struct blk_error *e)
+{
+    struct reopen_args a = { n, e };
+    return blk_run(n->loop, reopen_fiber, &a);
+}
+
+struct open_args {
+    struct blk_loop *l;
+    const struct blk_open_args *a;
+    struct blk_node **out;
+    struct blk_error *e;
+};
+
+static int open_fiber(void *arg)
+{
+    struct open_args *oa = arg;
+    const struct blk_open_args *a = oa->a;
+    struct blk_opts *o = blk_opts_dup(a->opts);
+    const char *filename = a->filename;
+    struct blk_node *n = NULL;
+    int err = 0;
+
+    if (filename && !strncmp(filename, "json:", 5)) {
+        err = blk_opts_parse_json(o, filename + 5, oa->e);
+        filename = NULL;
+    }
+    struct blk_opts *chain = blk_opts_new();
+    const char *key, *value;
+    for (size_t i = 0; blk_opts_at(o, i, &key, &value);) {
+        if (!strcmp(key, "backing") || !strncmp(key, "backing.", 8)) {
+            blk_opts_set(chain, key, value);
+            blk_opts_del(o, key);
+        } else {
+            i++;
+        }
+    }
+    if (!err) {
+        struct layer_place place = { NULL, a->backing_urls };
+        err = open_layer(oa->l, filename, a->format, o, a->flags, &place, &n, oa->e);
+    }
+    if (!err) {
+        err = open_chain(n, chain, oa->e);
+    }
+    if (err) {
+        blk_close(n, NULL);
+        n = NULL;
+    }
+    blk_opts_free(chain);
+    blk_opts_free(o);
+    *oa->out = n;
+    return err;
+}
+
+int blk_open(struct blk_loop *l, const struct blk_open_args *a, struct blk_node **out,
+             struct blk_error *e)
+{
+    struct open_args oa = { l, a, out, e };
+    *out = NULL;
+    return blk_run(l, open_fiber, &oa);
+}
+
+int blk_open_data_file(struct blk_node *n, const char *name, struct blk_opts *o,
+                       struct blk_error *e)
+{
+    char *full = NULL;
+    int err = 0;
+
+    if (name && !blk_opts_has(o, "filename")) {
+        err = blk_check_inner_name(n, name, e);
+        full = err ? NULL : blk_resolve_name(n->filename, name);
+        if (!err && !full) {
+            err = -ENOMEM;
+        }
+    }
+    if (!err) {
+        err = blk_open_protocol(n->loop, full, o, n->oflags & ~ROOT_FLAGS, &n->data_file, e);
+    }
+    if (!err) {
+        err = blk_lock_storage(n->data_file, true, e);
+    }
+    free(full);
+    return err;
+}

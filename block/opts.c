@@ -1,0 +1,215 @@
+/*
+ * opts.c - the ordered list of dotted keys and string values.
+ *
+ * Invariants
+ *  - A key appears once; setting it again keeps its place and clears its mark.
+ *  - Text from outside is capped: OPTS_MAX entries from one parse, so that the
+ *    linear searches here stay cheap whatever somebody sends.
+ *  - Setting cannot fail: running out of memory for a few bytes ends the program.
+ * JSON is in opts_json.c, the typed values in opts_value.c.
+ */
+#include "block/opts.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct entry {
+    char *key, *value;
+    bool used;
+};
+
+struct blk_opts {
+    struct entry *v;
+    size_t n, room;
+};
+
+static void *must(void *p)
+{
+    if (!p) {
+        blk_report("out of memory");
+        abort();
+    }
+    return p;
+}
+
+struct blk_opts *blk_opts_new(void)
+{
+    return must(calloc(1, sizeof(struct blk_opts)));
+}
+
+struct blk_opts *blk_opts_dup(const struct blk_opts *o)
+{
+    struct blk_opts *d = blk_opts_new();
+    for (size_t i = 0; o && i < o->n; i++)
+        blk_opts_set(d, o->v[i].key, o->v[i].value);
+    return d;
+}
+
+static void entry_free(struct entry *x)
+{
+    free(x->key);
+    free(x->value);
+}
+
+void blk_opts_free(struct blk_opts *o)
+{
+    if (!o)
+        return;
+    for (size_t i = 0; i < o->n; i++)
+        entry_free(&o->v[i]);
+    free(o->v);
+    free(o);
+}
+
+static struct entry *opts_find(const struct blk_opts *o, const char *key)
+{
+    for (size_t i = 0; i < o->n; i++)
+        if (!strcmp(o->v[i].key, key))
+            return &o->v[i];
+    return NULL;
+}
+
+/* Takes both strings. */
+static void opts_put(struct blk_opts *o, char *key, char *value)
+{
+    struct entry *x = opts_find(o, key);
+    if (x) {
+        entry_free(x);
+    } else {
+        if (o->n == o->room) {
+            o->room = o->room ? o->room * 2 : 8;
+            o->v = must(reallocarray(o->v, o->room, sizeof(*o->v)));
+        }
+        x = &o->v[o->n++];
+    }
+    *x = (struct entry){ key, value, false };
+}
+
+void blk_opts_set(struct blk_opts *o, const char *key, const char *value)
+{
+    opts_put(o, must(strdup(key)), must(strdup(value)));
+}
+
+void blk_opts_setf(struct blk_opts *o, const char *key, const char *fmt, ...)
+{
+    char *value;
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vasprintf(&value, fmt, ap);
+    va_end(ap);
+    opts_put(o, must(strdup(key)), must(n < 0 ? NULL : value));
+}
+
+static void opts_remove(struct blk_opts *o, struct entry *x)
+{
+    entry_free(x);
+    memmove(x, x + 1, (size_t)(o->v + o->n - (x + 1)) * sizeof(*x));
+    o->n--;
+}
+
+void blk_opts_del(struct blk_opts *o, const char *key)
+{
+    struct entry *x = opts_find(o, key);
+    if (x)
+        opts_remove(o, x);
+}
+
+const char *blk_opts_get(struct blk_opts *o, const char *key)
+{
+    struct entry *x = opts_find(o, key);
+    if (!x)
+        return NULL;
+    x->used = true;
+    return x->value;
+}
+
+bool blk_opts_has(const struct blk_opts *o, const char *key)
+{
+    return opts_find(o, key) != NULL;
+}
+
+bool blk_opts_at(const struct blk_opts *o, size_t i, const char **key, const char **value)
+{
+    if (i >= o->n)
+        return false;
+    if (key)
+        *key = o->v[i].key;
+    if (value)
+        *value = o->v[i].value;
+    return true;
+}
+
+const char *blk_opts_unused(const struct blk_opts *o)
+{
+    for (size_t i = 0; i < o->n; i++)
+        if (!o->v[i].used)
+            return o->v[i].key;
+    return NULL;
+}
+
+struct blk_opts *blk_opts_take(struct blk_opts *o, const char *prefix)
+{
+    struct blk_opts *d = blk_opts_new();
+    size_t len = strlen(prefix), kept = 0;
+    for (size_t i = 0; i < o->n; i++) {
+        struct entry *x = &o->v[i];
+        if (strncmp(x->key, prefix, len)) {
+            o->v[kept++] = *x;
+            continue;
+        }
+        opts_put(d, must(strdup(x->key + len)), x->value);
+        free(x->key);
+    }
+    o->n = kept;
+    return d;
+}
+
+/* ---- "k=v,k2=v2" ---------------------------------------------------------------- */
+
+/* A value up to a single comma, with ",," made ",".  Moves *s past that comma. */
+static char *list_value(const char **s)
+{
+    char *value = must(malloc(strlen(*s) + 1));
+    size_t n = 0;
+    const char *p = *s;
+    for (; *p; p++) {
+        if (*p == ',' && *++p != ',')
+            break;
+        value[n++] = *p;
+    }
+    value[n] = 0;
+    *s = p;
+    return value;
+}
+
+int blk_opts_parse(struct blk_opts *o, const char *text, const char *implied, struct blk_error *e)
+{
+    const char *p = text;
+    for (size_t count = 0; *p; count++) {
+        if (count == OPTS_MAX)
+            return blk_err(e, E2BIG, "More than %d options in one list", OPTS_MAX);
+        size_t len = strcspn(p, "=,");
+        char *key, *value;
+        if (p[len] == '=') {
+            key = must(strndup(p, len));
+            p += len + 1;
+            value = list_value(&p);
+        } else if (p == text && implied) {
+            key = must(strdup(implied));
+            value = list_value(&p);
+        } else {
+            key = must(strndup(p, len));
+            value = must(strdup("on"));
+            p += p[len] ? len + 1 : len;
+        }
+        if (!*key) {
+            free(key);
+            free(value);
+            return blk_err(e, EINVAL, "Invalid parameter ''");
+        }
+        opts_put(o, key, value);
+    }
+    return 0;
+}

@@ -1,0 +1,149 @@
+/*
+ * opts_json.c - JSON objects flattened into options.
+ *
+ * {"a": {"b": 1}, "c": ["x"]} becomes a.b=1, c.0=x.  true and false become on
+ * and off; null becomes the empty string, which for "backing" means none.
+ * Text, depth, key length and number of options are capped before anything is
+ * built from them; strings cannot hold NUL (jansson refuses \u0000).
+ */
+#include "block/opts.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct flatten {
+    struct blk_opts *o;
+    struct blk_error *e;
+    char key[OPTS_KEY_MAX + 1];
+    unsigned count;
+};
+
+static int flatten_value(struct flatten *f, size_t used, json_t *v);
+
+/* Append "[.]name" to the key, flatten v under it, cut the key back. */
+static int flatten_member(struct flatten *f, size_t used, const char *name, json_t *v)
+{
+    int n = snprintf(f->key + used, sizeof(f->key) - used, "%s%s", used ? "." : "", name);
+    if (n < 0 || (size_t)n >= sizeof(f->key) - used)
+        return blk_err(f->e, E2BIG, "A JSON option's name is longer than %d bytes", OPTS_KEY_MAX);
+    int r = *name ? flatten_value(f, used + (size_t)n, v)
+                  : blk_err(f->e, EINVAL, "Invalid parameter ''");
+    f->key[used] = 0;
+    return r;
+}
+
+static int flatten_nested(struct flatten *f, size_t used, json_t *v)
+{
+    size_t n = json_is_object(v) ? json_object_size(v) : json_array_size(v);
+    if (!n && used)
+        return blk_err(f->e, EINVAL, "JSON option '%s' is empty", f->key);
+    int r = 0;
+    if (json_is_object(v)) {
+        const char *name;
+        json_t *member;
+        json_object_foreach(v, name, member) {
+            r = flatten_member(f, used, name, member);
+            if (r)
+                break;
+        }
+    } else {
+        for (size_t i = 0; i < n && !r; i++) {
+            char name[24];
+            snprintf(name, sizeof(name), "%zu", i);
+            r = flatten_member(f, used, name, json_array_get(v, i));
+        }
+    }
+    return r;
+}
+
+static int flatten_value(struct flatten *f, size_t used, json_t *v)
+{
+    if (json_is_object(v) || json_is_array(v))
+        return flatten_nested(f, used, v);
+    if (++f->count > OPTS_MAX)
+        return blk_err(f->e, E2BIG, "More than %d JSON options", OPTS_MAX);
+    switch (json_typeof(v)) {
+    case JSON_STRING:
+        blk_opts_set(f->o, f->key, json_string_value(v));
+        break;
+    case JSON_INTEGER:
+        blk_opts_setf(f->o, f->key, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+        break;
+    case JSON_REAL:
+        blk_opts_setf(f->o, f->key, "%.17g", json_real_value(v));
+        break;
+    case JSON_NULL:
+        blk_opts_set(f->o, f->key, "");
+        break;
+    default:
+        blk_opts_set(f->o, f->key, json_is_true(v) ? "on" : "off");
+    }
+    return 0;
+}
+
+/* Nesting of the text, counted before jansson recurses into it: fibers have
+ * small stacks. */
+static bool json_too_deep(const char *s, size_t len)
+{
+    unsigned depth = 0;
+    bool quoted = false;
+    for (size_t i = 0; i < len; i++) {
+        if (quoted && s[i] == '\\')
+            i++;
+        else if (s[i] == '"')
+            quoted = !quoted;
+        else if (!quoted && (s[i] == '{' || s[i] == '['))
+            depth++;
+        else if (!quoted && depth && (s[i] == '}' || s[i] == ']'))
+            depth--;
+        if (depth > OPTS_DEPTH_MAX)
+            return true;
+    }
+    return false;
+}
+
+json_t *opts_json_load(const char *json, struct blk_error *e)
+{
+    if (!strncmp(json, "json:", 5))
+        json += 5;
+    size_t len = strnlen(json, BLK_JSON_MAX + 1);
+    if (len > BLK_JSON_MAX) {
+        blk_err(e, E2BIG, "Could not parse the JSON options: longer than %u bytes", BLK_JSON_MAX);
+        return NULL;
+    }
+    if (json_too_deep(json, len)) {
+        blk_err(e, E2BIG, "Could not parse the JSON options: nested deeper than %d",
+                OPTS_DEPTH_MAX);
+        return NULL;
+    }
+    json_error_t why;
+    json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
+    if (!root)
+        blk_err(e, EINVAL, "Could not parse the JSON options: JSON parse error, %s", why.text);
+    return root;
+}
+
+int blk_opts_parse_json(struct blk_opts *o, const char *json, struct blk_error *e)
+{
+    struct blk_error why = BLK_ERROR_INIT;
+    json_t *root = opts_json_load(json, &why);
+    if (!root)
+        return blk_err(e, why.err, "%s", why.text);
+    int r;
+    struct flatten *f = calloc(1, sizeof(*f));
+    if (!json_is_object(root)) {
+        r = blk_err(e, EINVAL, "Invalid JSON object given");
+    } else if (!f) {
+        r = blk_err_errno(e, ENOMEM, "Could not parse the JSON options");
+    } else {
+        f->o = o;
+        f->e = e;
+        r = flatten_value(f, 0, root);
+    }
+    free(f);
+    json_decref(root);
+    return r;
+}

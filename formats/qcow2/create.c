@@ -1,0 +1,440 @@
+/*
+ * create.c - a new image, and what one would need (measure).
+ *
+ * Layout: header, refcount table, refcount blocks, L1 table; with preallocation
+ * each L2 table followed by the clusters it maps.  All of it is known from the
+ * size, so it is computed once and written front to back.
+ */
+#include "formats/qcow2/qcow2.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* In QEMU's order: "Formatting ..." prints them so. */
+const struct blk_option_desc qcow2_create_opts[] = {
+    { "encryption", BLK_OPT_BOOL,
+      "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)", NULL },
+    { "encrypt.format", BLK_OPT_STRING, "Encrypt the image, format choices: 'aes', 'luks'", NULL },
+    { "encrypt.key-secret", BLK_OPT_STRING,
+      "ID of secret providing qcow AES key or LUKS passphrase", NULL },
+    { "encrypt.cipher-alg", BLK_OPT_STRING, "Name of encryption cipher algorithm", NULL },
+    { "encrypt.cipher-mode", BLK_OPT_STRING, "Name of encryption cipher mode", NULL },
+    { "encrypt.ivgen-alg", BLK_OPT_STRING, "Name of IV generator algorithm", NULL },
+    { "encrypt.ivgen-hash-alg", BLK_OPT_STRING, "Name of IV generator hash algorithm", NULL },
+    { "encrypt.hash-alg", BLK_OPT_STRING, "Name of encryption hash algorithm", NULL },
+    { "encrypt.iter-time", BLK_OPT_NUMBER, "Time to spend in PBKDF in milliseconds", NULL },
+    { "cluster_size", BLK_OPT_SIZE, "qcow2 cluster size", "65536" },
+    { "extended_l2", BLK_OPT_BOOL, "Extended L2 tables", "off" },
+    { "preallocation", BLK_OPT_STRING,
+      "Preallocation mode (allowed values: off, metadata, falloc, full)", NULL },
+    { "compression_type", BLK_OPT_STRING, "Compression method used for image cluster compression",
+      "zlib" },
+    { "size", BLK_OPT_SIZE, "Virtual disk size", NULL },
+    { "compat", BLK_OPT_STRING, "Compatibility level (v2 [0.10] or v3 [1.1])", NULL },
+    { "backing_file", BLK_OPT_STRING, "File name of a base image", NULL },
+    { "backing_fmt", BLK_OPT_STRING, "Image format of the base image", NULL },
+    { "data_file", BLK_OPT_STRING, "File name of an external data file", NULL },
+    { "data_file_raw", BLK_OPT_BOOL,
+      "The external data file must stay valid as a raw image", NULL },
+    { "lazy_refcounts", BLK_OPT_BOOL, "Postpone refcount updates", "off" },
+    { "refcount_bits", BLK_OPT_NUMBER, "Width of a reference count entry in bits", "16" },
+    { NULL, BLK_OPT_STRING, NULL, NULL },
+};
+
+struct create {
+    struct qcow2_header h;
+    const char *backing, *backing_fmt;
+    enum blk_prealloc prealloc;
+    uint64_t cluster, per_l2, per_block;    /* bytes, entries, counts */
+    /* In clusters. */
+    uint64_t data, l2, l1, blocks, reft, total;
+};
+
+/* ---- options ---------------------------------------------------------------------------- */
+
+static int take_compat(struct create *c, struct blk_opts *o, struct blk_error *e)
+{
+    const char *v = blk_opts_get(o, "compat");
+    if (!v || !strcmp(v, "1.1") || !strcmp(v, "v3")) {
+        c->h.version = 3;
+    } else if (!strcmp(v, "0.10") || !strcmp(v, "v2")) {
+        c->h.version = 2;
+    } else {
+        return blk_err(e, EINVAL, "Parameter 'version' does not accept value '%s'", v);
+    }
+    c->h.header_length = c->h.version < 3 ? QH_V2_END : QH_FULL;
+    return 0;
+}
+
+static int take_unsupported(struct blk_opts *o, struct blk_error *e)
+{
+    static const char *const named[] = { "data_file", "encrypt.format", "encrypt.key-secret",
+        "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",
+        "encrypt.ivgen-hash-alg", "encrypt.hash-alg", "encrypt.iter-time" };
+    static const char *const flags[] = { "data_file_raw", "encryption", "extended_l2" };
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(named); i++) {
+        if (blk_opts_get(o, named[i])) {
+            return blk_err(e, ENOTSUP, "Option '%s' is not supported", named[i]);
+        }
+    }
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(flags); i++) {
+        bool on = false;
+        int err = blk_opts_get_bool(o, flags[i], &on, e);
+        if (err || on) {
+            return err ? err : blk_err(e, ENOTSUP, "Option '%s' is not supported", flags[i]);
+        }
+    }
+    return 0;
+}
+
+static int take_cluster_size(struct create *c, struct blk_opts *o, struct blk_error *e)
+{
+    uint64_t cs = 65536;
+    int err = blk_opts_get_size(o, "cluster_size", &cs, e);
+    if (err) {
+        return err;
+    }
+    if (cs & (cs - 1) || cs < 1u << QCOW2_MIN_CLUSTER_BITS || cs > 1u << QCOW2_MAX_CLUSTER_BITS) {
+        return blk_err(e, EINVAL, "Cluster size must be a power of two between %d and %dk",
+                       1 << QCOW2_MIN_CLUSTER_BITS, 1 << (QCOW2_MAX_CLUSTER_BITS - 10));
+    }
+    c->cluster = cs;
+    c->h.cluster_bits = (uint32_t)__builtin_ctzll(cs);
+    return 0;
+}
+
+static int take_refcounts(struct create *c, struct blk_opts *o, struct blk_error *e)
+{
+    uint64_t bits = 16;
+    bool lazy = false;
+    int err = blk_opts_get_u64(o, "refcount_bits", &bits, e);
+    err = err ? err : blk_opts_get_bool(o, "lazy_refcounts", &lazy, e);
+    if (err) {
+        return err;
+    }
+    if (!bits || bits > 64 || bits & (bits - 1)) {
+        return blk_err(e, EINVAL,
+                       "Refcount width must be a power of two and may not exceed 64 bits");
+    }
+    if (c->h.version < 3 && bits != 16) {
+        return blk_err(e, EINVAL, "Different refcount widths than 16 bits require compatibility "
+                       "level 1.1 or above (use version=v3 or greater)");
+    }
+    if (c->h.version < 3 && lazy) {
+        return blk_err(e, EINVAL, "Lazy refcounts only supported with compatibility level 1.1 "
+                       "and above (use version=v3 or greater)");
+    }
+    c->h.refcount_order = (uint32_t)__builtin_ctzll(bits);
+    c->h.compatible |= lazy ? QCOW2_COMPAT_LAZY : 0;
+    return 0;
+}
+
+static int take_compression(struct create *c, struct blk_opts *o, struct blk_error *e)
+{
+    const char *v = blk_opts_get(o, "compression_type");
+    if (!v || !strcmp(v, "zlib")) {
+        return 0;
+    }
+    if (strcmp(v, "zstd")) {
+        return blk_err(e, EINVAL, "Parameter 'compression-type' does not accept value '%s'", v);
+    }
+    if (c->h.version < 3) {
+        return blk_err(e, EINVAL, "Non-zlib compression type is only supported with "
+                       "compatibility level 1.1 and above (use version=v3 or greater)");
+    }
+    c->h.compression = 1;
+    c->h.incompatible |= QCOW2_INC_COMPRESSION;
+    return 0;
+}
+
+static int take_backing(struct create *c, struct blk_opts *o, struct blk_error *e)
+{
+    c->backing = blk_opts_get(o, "backing_file");
+    c->backing_fmt = blk_opts_get(o, "backing_fmt");
+    if (c->backing && !*c->backing) {
+        c->backing = NULL;
+    }
+    if (c->backing_fmt && !c->backing) {
+        return blk_err(e, EINVAL, "Backing format cannot be used without backing file");
+    }
+    if (c->backing_fmt && !blk_driver_known(c->backing_fmt)) {
+        return blk_err(e, EINVAL, "Parameter 'backing-fmt' does not accept value '%s'",
+                       c->backing_fmt);
+    }
+    if (c->backing && c->prealloc != BLK_PREALLOC_OFF) {
+        return blk_err(e, EINVAL, "Backing file and preallocation can only be used at the same "
+                       "time if extended_l2 is on");
+    }
+    if (c->backing && strlen(c->backing) > BLK_NAME_MAX) {
+        return blk_err(e, EINVAL, "Backing file name too long");
+    }
+    if (c->backing_fmt && strlen(c->backing_fmt) > 15) {
+        return blk_err(e, EINVAL, "Backing format name too long");
+    }
+    return 0;
+}
+
+static uint64_t div_up(uint64_t a, uint64_t b)
+{
+    return a / b + !!(a % b);
+}
+
+/* Sizes of everything, with data clusters mapped (preallocation) or none. */
+static void lay_out(struct create *c, uint64_t data)
+{
+    uint64_t entries = c->cluster / 8;
+    c->per_l2 = entries;
+    c->per_block = c->cluster * 8 >> c->h.refcount_order;
+    c->h.l1_size = (uint32_t)div_up(c->h.size, c->cluster * entries);
+    c->data = data;
+    c->l2 = div_up(data, entries);
+    c->l1 = BLK_MAX(div_up(c->h.l1_size * 8ull, c->cluster), 1u);
+    c->reft = c->blocks = 1;
+    for (;;) {
+        c->total = 1 + c->reft + c->blocks + c->l1 + c->l2 + c->data;
+        uint64_t blocks = div_up(c->total, c->per_block), reft = div_up(blocks * 8, c->cluster);
+        if (blocks <= c->blocks && reft <= c->reft) {
+            break;
+        }
+        c->blocks = BLK_MAX(blocks, c->blocks);
+        c->reft = BLK_MAX(reft, c->reft);
+    }
+}
+
+static int take_size(struct create *c, struct blk_opts *o, struct blk_error *e)
+{
+    uint64_t size = 0;
+    int err = blk_opts_get_size(o, "size", &size, e);
+    if (err) {
+        return err;
+    }
+    if (size > BLK_SIZE_MAX ||
+        div_up(size, c->cluster * (c->cluster / 8)) * 8 > QCOW2_MAX_L1_BYTES) {
+        err = blk_err(e, EFBIG, "Could not resize image: Image is too big");
+        blk_error_hint(e, "A larger cluster_size allows larger images");
+        return err;
+    }
+    c->h.size = blk_align_up(size, 512);
+    return 0;
+}
+
+static int take_options(struct create *c, struct blk_opts *o, struct blk_error *e)
+{
+    const char *p = blk_opts_get(o, "preallocation");
+    int err = take_compat(c, o, e);
+    err = err ? err : take_unsupported(o, e);
+    err = err ? err : take_cluster_size(c, o, e);
+    err = err || !p ? err : blk_parse_prealloc(p, &c->prealloc, e);
+    err = err ? err : take_backing(c, o, e);
+    err = err ? err : take_refcounts(c, o, e);
+    err = err ? err : take_compression(c, o, e);
+    err = err ? err : take_size(c, o, e);
+    if (!err) {
+        lay_out(c, c->prealloc == BLK_PREALLOC_OFF ? 0 : div_up(c->h.size, c->cluster));
+    }
+    return err;
+}
+
+/* ---- writing ------------------------------------------------------------------------------- */
+
+static int write_header(struct create *c, struct blk_node *file, uint8_t *buf, struct blk_error *e)
+{
+    struct blk_node names = { .backing_name = (char *)(uintptr_t)c->backing,
+                              .backing_format = (char *)(uintptr_t)c->backing_fmt };
+    struct qcow2 q = { .n = &names, .h = c->h };
+    if (c->h.version >= 3) {
+        q.features = (uint8_t *)(uintptr_t)qcow2_feature_table;
+        q.features_len = sizeof(qcow2_feature_table);
+    }
+    int err = qcow2_header_build(&q, buf, c->cluster);
+    if (err == -ENOSPC && q.features) {
+        q.features = NULL;              /* a 512-byte cluster: names are a courtesy */
+        q.features_len = 0;
+        err = qcow2_header_build(&q, buf, c->cluster);
+    }
+    if (err == -ENOSPC) {
+        return blk_err(e, EINVAL, "Backing file name too long for clusters of %llu bytes",
+                       (unsigned long long)c->cluster);
+    }
+    return err ? err : co_write(file, 0, buf, c->cluster, 0);
+}
+
+static int write_reft(const struct create *c, struct blk_node *file, uint8_t *buf)
+{
+    int err = 0;
+    for (uint64_t i = 0; !err && i < c->reft; i++) {
+        memset(buf, 0, c->cluster);
+        for (uint64_t k = 0; k < c->cluster / 8; k++) {
+            uint64_t b = i * (c->cluster / 8) + k;
+            put_be64(buf + k * 8, b < c->blocks ? (1 + c->reft + b) * c->cluster : 0);
+        }
+        err = co_write(file, (1 + i) * c->cluster, buf, c->cluster, 0);
+    }
+    return err;
+}
+
+static int write_blocks(const struct create *c, struct blk_node *file, uint8_t *buf)
+{
+    struct qcow2 q = { .h = c->h };
+    int err = 0;
+    for (uint64_t i = 0; !err && i < c->blocks; i++) {
+        memset(buf, 0, c->cluster);
+        for (uint64_t k = 0; k < c->per_block && i * c->per_block + k < c->total; k++) {
+            qcow2_refcount_put(&q, buf, k, 1);
+        }
+        err = co_write(file, (1 + c->reft + i) * c->cluster, buf, c->cluster, 0);
+    }
+    return err;
+}
+
+/* Host cluster of L2 table i: tables are followed by what they map. */
+static uint64_t l2_at(const struct create *c, uint64_t i)
+{
+    return 1 + c->reft + c->blocks + c->l1 + i * (1 + c->per_l2);
+}
+
+static int write_l1(const struct create *c, struct blk_node *file, uint8_t *buf)
+{
+    uint64_t at = (1 + c->reft + c->blocks) * c->cluster, left = c->h.l1_size;
+    int err = 0;
+    for (uint64_t i = 0; !err && left; at += c->cluster) {
+        uint64_t n = BLK_MIN(left, c->cluster / 8);
+        for (uint64_t k = 0; k < n; k++, i++) {
+            put_be64(buf + k * 8, i < c->l2 ? l2_at(c, i) * c->cluster | QCOW2_COPIED : 0);
+        }
+        err = co_write(file, at, buf, n * 8, 0);
+        left -= n;
+    }
+    return err;
+}
+
+static int write_l2(const struct create *c, struct blk_node *file, uint8_t *buf)
+{
+    int err = 0;
+    for (uint64_t i = 0; !err && i < c->l2; i++) {
+        memset(buf, 0, c->cluster);
+        for (uint64_t k = 0; k < c->per_l2 && i * c->per_l2 + k < c->data; k++) {
+            put_be64(buf + k * 8, (l2_at(c, i) + 1 + k) * c->cluster | QCOW2_COPIED);
+        }
+        err = co_write(file, l2_at(c, i) * c->cluster, buf, c->cluster, 0);
+    }
+    return err;
+}
+
+static int create_write(struct create *c, struct blk_node *file, struct blk_error *e)
+{
+    uint8_t *buf = blk_buf_alloc(c->cluster);
+    uint64_t end = c->total * c->cluster;
+    int err = buf ? 0 : -ENOMEM;
+
+    if (!err && c->prealloc != BLK_PREALLOC_OFF) {
+        err = blk_truncate(file, end, true, c->prealloc == BLK_PREALLOC_METADATA
+                           ? BLK_PREALLOC_OFF : c->prealloc, e);
+    }
+    err = err ? err : write_reft(c, file, buf);
+    err = err ? err : write_blocks(c, file, buf);
+    err = err ? err : write_l1(c, file, buf);
+    err = err ? err : write_l2(c, file, buf);
+    /* The header last: until then it is no image. */
+    err = err ? err : co_flush(file);
+    err = err ? err : write_header(c, file, buf, e);
+    blk_buf_free(buf);
+    return err;
+}
+
+int qcow2_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
+                 struct blk_error *e)
+{
+    struct create c = { 0 };
+    int err = take_options(&c, o, e);
+    if (err) {
+        return err;
+    }
+    c.h.reft_offset = c.cluster;
+    c.h.reft_clusters = (uint32_t)c.reft;
+    c.h.l1_offset = (1 + c.reft + c.blocks) * c.cluster;
+    err = create_write(&c, file, e);
+    return err ? blk_err_errno(e, -err, "Could not write qcow2 metadata") : 0;
+}
+
+/* ---- measure ---------------------------------------------------------------------------------- */
+
+/* Guest clusters of src that need a host cluster. */
+static int count_allocated(struct blk_node *src, uint64_t cluster, uint64_t size, uint64_t *out)
+{
+    uint64_t off = 0, next = 0;
+    *out = 0;
+    while (off < BLK_MIN(src->size, size)) {
+        struct blk_status st;
+        int err = co_status_above(src, NULL, off, BLK_MIN(src->size, size) - off, &st);
+        if (err) {
+            return err;
+        }
+        if (!(st.flags & BLK_ST_ZERO) && st.flags & BLK_ST_ALLOCATED) {
+            uint64_t first = BLK_MAX(off / cluster, next), end = div_up(off + st.length, cluster);
+            *out += end > first ? end - first : 0;
+            next = BLK_MAX(next, end);
+        }
+        off += st.length;
+    }
+    return 0;
+}
+
+/* QEMU's estimate for a full image: header, tables for every cluster, data. */
+static uint64_t measure_file(struct create *c, uint64_t data)
+{
+    uint64_t all = div_up(c->h.size, c->cluster), entries = c->cluster / 8;
+    uint64_t l2 = div_up(all, entries), l1 = div_up(l2 * 8, c->cluster);
+    uint64_t meta = 1 + l2 + l1, n = meta + all, blocks = 0, reft = 0, last;
+    c->per_block = c->cluster * 8 >> c->h.refcount_order;
+    do {
+        last = blocks + reft;
+        blocks = div_up(n + last, c->per_block);
+        reft = div_up(blocks, entries);
+    } while (blocks + reft != last);
+    return (meta + blocks + reft + data) * c->cluster;
+}
+
+static bool qcow2_could_have_bitmaps(const struct blk_node *src)
+{
+    const struct qcow2 *q = src->drv == &blk_qcow2 ? src->state : NULL;
+    const struct qcow2_ext *x = q ? q->exts : NULL;
+
+    while (x && x->magic != QCOW2_EXT_BITMAPS) {
+        x = x->next;
+    }
+    return q && q->h.version >= 3 && !x;
+}
+
+int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
+                  struct blk_measure *out, struct blk_error *e)
+{
+    struct create c = { 0 };
+    uint64_t data = 0;
+
+    const char *p = blk_opts_get(o, "preallocation");
+
+    if (p && blk_parse_prealloc(p, &c.prealloc, NULL)) {
+        return blk_err(e, EINVAL, "invalid parameter value: %s", p);
+    }
+    if (src) {
+        blk_opts_setf(o, "size", "%llu", (unsigned long long)src->size);
+    }
+    int err = take_options(&c, o, e);
+    if (err == -EFBIG) {
+        blk_error_clear(e);
+        blk_err(e, EFBIG, "The image size is too large (try using a larger cluster size)");
+    }
+    if (!err && src && c.prealloc == BLK_PREALLOC_OFF) {
+        err = count_allocated(src, c.cluster, c.h.size, &data);
+    }
+    if (err) {
+        return err;
+    }
+    /* What the source's bitmaps would take; one that has some is not measured yet. */
+    out->has_bitmaps = c.h.version >= 3 && src && qcow2_could_have_bitmaps(src);
+    out->fully_allocated = measure_file(&c, div_up(c.h.size, c.cluster));
+    bool all = c.prealloc == BLK_PREALLOC_FULL || c.prealloc == BLK_PREALLOC_FALLOC;
+    out->required = all ? out->fully_allocated : measure_file(&c, data);
+    return 0;
+}

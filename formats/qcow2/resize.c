@@ -1,0 +1,238 @@
+/*
+ * resize.c - a new virtual size.
+ *
+ * Invariants
+ *  - Growing: the longer L1 table is durable before the header that names it and
+ *    the size; one header write switches both.
+ *  - Shrinking: the smaller size is durable before what lies beyond is unmapped.
+ *  - L1 entries are dropped only when no slice of their table is in memory.
+ */
+#include "formats/qcow2/qcow2.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The L1 table on disk, at offset, with entries from q->l1 and zeros up to size. */
+static int l1_write(struct qcow2 *q, uint64_t offset, uint32_t size)
+{
+    size_t bytes = size * 8ull;
+    uint8_t *buf = blk_buf_alloc(bytes);
+    if (!buf) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < size; i++) {
+        put_be64(buf + i * 8ull, i < q->h.l1_size ? q->l1[i] : 0);
+    }
+    int err = co_write(q->file, offset, buf, bytes, 0);
+    blk_buf_free(buf);
+    return err ? err : co_flush(q->file);
+}
+
+static int l1_arrays_grow(struct qcow2 *q, uint32_t size)
+{
+    uint64_t *l1 = realloc(q->l1, size * 8ull + 8);
+    if (!l1) {
+        return -ENOMEM;
+    }
+    q->l1 = l1;
+    memset(l1 + q->h.l1_size, 0, (size - q->h.l1_size) * 8ull);
+    uint8_t *dirty = realloc(q->l1_dirty, size * 8ull / 512 + 1);
+    if (!dirty) {
+        return -ENOMEM;
+    }
+    q->l1_dirty = dirty;
+    memset(dirty, 0, size * 8ull / 512 + 1);
+    if (q->l1_bad) {
+        uint8_t *bad = realloc(q->l1_bad, size);
+        if (!bad) {
+            return -ENOMEM;
+        }
+        memset(bad + q->h.l1_size, 0, size - q->h.l1_size);
+        q->l1_bad = bad;
+    }
+    return 0;
+}
+
+/* Header with a larger L1 table and the new size, in one step. The image is clean. */
+static int grow_header(struct qcow2 *q, uint64_t size, uint32_t l1_size)
+{
+    struct qcow2_header old = q->h;
+    uint64_t have = qcow2_clusters(q, old.l1_size * 8ull), need = qcow2_clusters(q, l1_size * 8ull);
+    struct qcow2_space at = { old.l1_offset, 0, false };
+    int err = l1_arrays_grow(q, l1_size);
+
+    if (!err && (need > have || !have)) {
+        err = qcow2_alloc(q, need, true, &at);
+        err = err ? err : qcow2_meta_add(q, at.offset, need);
+        /* The new table's count is durable before the header names it. */
+        err = err ? err : qcow2_flush(q);
+    }
+    err = err ? err : l1_write(q, at.offset, l1_size);
+    if (!err) {
+        q->h.l1_offset = at.offset;
+        q->h.l1_size = l1_size;
+        q->h.size = size;
+        err = qcow2_header_update(q);
+    }
+    if (err) {
+        q->h = old;
+        return err;
+    }
+    if (at.clusters && have) {
+        qcow2_meta_del(q, old.l1_offset, have);
+        qcow2_free_later(q, old.l1_offset, have);
+    }
+    return 0;
+}
+
+/* The file up to its last used cluster. */
+static int cut_file(struct qcow2 *q)
+{
+    uint64_t c = qcow2_clusters(q, q->file->size), count = 0;
+    while (c) {
+        int err = qcow2_refcount_get(q, c - 1, &count);
+        if (err) {
+            return err;
+        }
+        if (count) {
+            break;
+        }
+        c--;
+    }
+    uint64_t end = c << q->h.cluster_bits;
+    if (!c || end >= q->file->size) {
+        return 0;
+    }
+    int err = blk_truncate(q->file, end, true, BLK_PREALLOC_OFF, NULL);
+    if (!err) {
+        q->end_cluster = c;
+        q->free_hint = BLK_MIN(q->free_hint, c);
+        if (q->zero_from != UINT64_MAX) {
+            q->zero_from = end;
+        }
+    }
+    return err == -ENOTSUP ? 0 : err;
+}
+
+int qcow2_settle(struct qcow2 *q)
+{
+    int err = 0;
+    for (int i = 0; i < 4 && !err && !qcow2_clean(q); i++) {
+        err = qcow2_flush(q);
+    }
+    return err;
+}
+
+/* Unmap what lies beyond size, which ended at old, with its L2 tables. */
+static int drop_from(struct qcow2 *q, uint64_t size, uint64_t old)
+{
+    uint64_t per_l2 = (uint64_t)q->cluster_size << q->l2_bits;
+    int err = qcow2_unmap(q, qcow2_clusters(q, size), qcow2_clusters(q, old));
+
+    err = err ? err : qcow2_settle(q);
+    if (err) {
+        return err;
+    }
+    qcow2_cache_drop(q);
+    for (uint64_t i = size / per_l2 + !!(size % per_l2); i < q->h.l1_size; i++) {
+        uint64_t table = q->l1[i] & QCOW2_OFFSET_MASK;
+        if (table) {
+            bool shared = !(q->l1[i] & QCOW2_COPIED);
+            qcow2_l1_set(q, i, 0);
+            if (!shared) {
+                qcow2_meta_del(q, table, 1);
+            }
+            qcow2_free_later(q, table, 1);
+        }
+    }
+    err = qcow2_settle(q);
+    return err ? err : cut_file(q);
+}
+
+static int shrink(struct qcow2 *q, uint64_t size)
+{
+    uint64_t old = q->h.size;
+    uint64_t tail = BLK_MIN(blk_align_up(size, q->cluster_size), q->n->size) - size;
+    /* What is cut off of the last cluster must not come back with a later growth. */
+    int err = tail ? co_write_zeroes(q->n, size, tail, 0) : 0;
+
+    err = err ? err : qcow2_settle(q);
+    if (err) {
+        return err;
+    }
+    q->h.size = size;
+    err = qcow2_header_update(q);
+    if (err) {
+        q->h.size = old;
+        return err;
+    }
+    q->n->size = size;
+    return drop_from(q, size, old);
+}
+
+int qcow2_make_empty(struct blk_node *n, struct blk_error *e)
+{
+    struct qcow2 *q = n->state;
+    int err = q->corrupt ? -EIO : qcow2_settle(q);
+
+    err = err ? err : drop_from(q, 0, q->h.size);
+    return err ? blk_err_errno(e, -err, "Could not empty '%s'", n->shown) : 0;
+}
+
+static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_error *e)
+{
+    uint64_t old = q->n->size, per_l2 = (uint64_t)q->cluster_size << q->l2_bits;
+    uint64_t need = size / per_l2 + !!(size % per_l2);
+    struct blk_node *b = q->n->backing;
+    int err = qcow2_settle(q);
+
+    if (!err && need * 8 > QCOW2_MAX_L1_BYTES) {
+        return blk_err_errno(e, EFBIG, "Failed to grow the L1 table");
+    }
+    err = err ? err : grow_header(q, size, (uint32_t)BLK_MAX(need, q->h.l1_size));
+    if (err) {
+        return blk_err_errno(e, -err, "Failed to grow the L1 table");
+    }
+    q->n->size = size;
+    if (b && b->size > old) {
+        /* What the longer backing file holds there was never part of this image. */
+        err = co_write_zeroes(q->n, old, BLK_MIN(size, b->size) - old, BLK_REQ_MAY_UNMAP);
+    }
+    if (!err && p != BLK_PREALLOC_OFF) {
+        err = qcow2_preallocate(q, old, size, p, e);
+    }
+    err = err ? err : qcow2_settle(q);
+    return err ? blk_err_errno(e, -err, "Failed to write the new area's metadata") : 0;
+}
+
+int qcow2_truncate(struct blk_node *n, uint64_t size, bool shrinking, enum blk_prealloc p,
+                   struct blk_error *e)
+{
+    struct qcow2 *q = n->state;
+
+    if (size & 511) {
+        return blk_err(e, EINVAL, "The new size must be a multiple of 512");
+    }
+    if (q->corrupt) {
+        return blk_err(e, EIO, "Image is corrupt");
+    }
+    if (q->h.nb_snapshots && q->h.version < 3) {
+        return blk_err(e, ENOTSUP, "Can't resize a v2 image which has snapshots");
+    }
+    for (const struct qcow2_ext *x = q->exts; x; x = x->next) {
+        if (x->magic == QCOW2_EXT_BITMAPS) {
+            return blk_err(e, ENOTSUP, "Cannot resize an image with bitmaps");
+        }
+    }
+    if (size == n->size) {
+        return 0;
+    }
+    if (size > n->size) {
+        return grow(q, size, p, e);
+    }
+    if (p != BLK_PREALLOC_OFF) {
+        return blk_err(e, EINVAL, "Preallocation can't be used for shrinking an image");
+    }
+    int err = shrink(q, size);
+    return err ? blk_err_errno(e, -err, "Failed to shrink the image") : 0;
+}

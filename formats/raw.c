@@ -1,0 +1,169 @@
+/*
+ * raw.c - the storage's bytes as they are, optionally a window of them (offset=,
+ * size=).
+ *
+ * Invariant: when the format was only guessed, a write that would make block 0
+ * look like another format is refused: a guest must not be able to choose how
+ * its image is read next time.
+ */
+#include "block/driver.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct raw_state {
+    uint64_t offset;
+    bool windowed;
+};
+
+/* [offset, offset+*size) of have bytes, QEMU's words when it does not fit. */
+static int raw_window(struct blk_node *n, struct raw_state *s, struct blk_opts *o, uint64_t have,
+                      struct blk_error *e)
+{
+    uint64_t size = 0, end;
+    bool has_size = blk_opts_has(o, "size");
+    s->windowed = has_size || blk_opts_has(o, "offset");
+    int err = blk_opts_get_size(o, "offset", &s->offset, e);
+    err = err ? err : blk_opts_get_size(o, "size", &size, e);
+    if (err) {
+        return err;
+    }
+    if (s->offset > have) {
+        return blk_err(e, EINVAL, "Offset (%llu) cannot be greater than size of the containing "
+                       "file (%llu)", (unsigned long long)s->offset, (unsigned long long)have);
+    }
+    if (has_size && (blk_add_overflow(s->offset, size, &end) || end > have)) {
+        return blk_err(e, EINVAL, "The sum of offset (%llu) and size (%llu) has to be smaller or "
+                       "equal to the  actual size of the containing file (%llu)",
+                       (unsigned long long)s->offset, (unsigned long long)size,
+                       (unsigned long long)have);
+    }
+    if (s->offset & (n->file->limits.req_align - 1)) {
+        return blk_err(e, EINVAL, "Offset must be a multiple of the storage's %u-byte alignment",
+                       n->file->limits.req_align);
+    }
+    n->size = has_size ? size : have - s->offset;
+    if (!s->windowed) {
+        n->size = blk_align_up(n->size, 512);   /* reads past the end are zeros */
+    }
+    return 0;
+}
+
+static int raw_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
+{
+    struct raw_state *s = calloc(1, sizeof(*s));
+    if (!s) {
+        return -ENOMEM;
+    }
+    int err = raw_window(n, s, o, n->file->size, e);
+    if (err) {
+        free(s);
+        return err;
+    }
+    n->limits = n->file->limits;
+    n->can_zero = n->file->can_zero;
+    n->can_discard = n->file->can_discard;
+    n->can_fua = n->file->can_fua;
+    n->starts_as_zeros = n->file->starts_as_zeros;
+    n->state = s;
+    return 0;
+}
+
+static int raw_close(struct blk_node *n, struct blk_error *e)
+{
+    free(n->state);
+    return 0;
+}
+
+/* ---- the guard for guessed images ------------------------------------------------ */
+
+static int guarded_write(struct blk_req *req)
+{
+    struct blk_node *n = req->node;
+    uint8_t head[512];
+    uint64_t have = BLK_MIN(req->length, sizeof(head) - req->offset);
+    int err = have < sizeof(head) ? co_read(n->file, 0, head, sizeof(head)) : 0;
+
+    blk_iov_to_buf(req->iov, req->iovcnt, 0, head + req->offset, have);
+    for (size_t i = 0; !err && blk_drivers[i]; i++) {
+        if (blk_drivers[i]->probe && blk_drivers[i]->probe(head, sizeof(head)) > 0) {
+            err = -EPERM;
+        }
+    }
+    return err ? err : co_writev(n->file, req->offset, req->iov, req->iovcnt, req->length,
+                                 req->flags);
+}
+
+static void raw_submit(struct blk_node *n, struct blk_req *req)
+{
+    const struct raw_state *s = n->state;
+    if (req->op == BLK_WRITE && n->guessed_raw && req->offset < 512) {
+        blk_req_fiber(req, guarded_write);
+        return;
+    }
+    blk_forward(req, n->file, req->offset + s->offset, NULL);
+}
+
+static int raw_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)
+{
+    const struct raw_state *s = n->state;
+    st->flags = BLK_ST_ALLOCATED | BLK_ST_OFFSET | BLK_ST_RECURSE;
+    st->host = n->file;
+    st->host_offset = off + s->offset;
+    st->length = len;
+    return 0;
+}
+
+static int raw_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_prealloc p,
+                        struct blk_error *e)
+{
+    const struct raw_state *s = n->state;
+    if (s->windowed) {
+        return blk_err(e, ENOTSUP, "Cannot resize fixed-size raw disks");
+    }
+    int err = blk_truncate(n->file, size, shrink, p, e);
+    if (!err && n->file->size != size) {
+        return blk_err(e, ENOTSUP, "Cannot resize device files");
+    }
+    if (!err) {
+        n->size = size;
+    }
+    return err;
+}
+
+static int raw_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
+                       struct blk_measure *out, struct blk_error *e)
+{
+    uint64_t size = 0;
+    int err = blk_opts_get_size(o, "size", &size, e);
+    if (err) {
+        return err;
+    }
+    out->required = blk_align_up(src ? src->size : size, 512);
+    out->fully_allocated = out->required;
+    return 0;
+}
+
+/* Storage of the right size is already a raw image; see block/create.c. */
+static int raw_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
+                      struct blk_error *e)
+{
+    return 0;
+}
+
+static const struct blk_option_desc raw_create_opts[] = {
+    { "size", BLK_OPT_SIZE, "Virtual disk size", NULL },
+    { NULL, BLK_OPT_STRING, NULL, NULL },
+};
+
+const struct blk_driver blk_raw = {
+    .name = "raw",
+    .create_opts = raw_create_opts,
+    .open = raw_open,
+    .close = raw_close,
+    .submit = raw_submit,
+    .status = raw_status,
+    .truncate = raw_truncate,
+    .measure = raw_measure,
+    .create = raw_create,
+};

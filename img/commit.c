@@ -1,0 +1,227 @@
+/*
+ * commit.c - platter-img commit: what an overlay holds goes into an image of its
+ * backing chain.
+ *
+ * Invariants
+ *  - The chain keeps its content at every moment: the overlay is emptied only when
+ *    everything is durable in the base.
+ *  - Ranges are read from the layer that holds them, never through the chain: the
+ *    base below changes meanwhile.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include "img/img.h"
+
+#define COMMIT_CHUNK (2u << 20)
+
+struct commit {
+    struct img_image image;
+    const char *base;           /* -b, or NULL: the overlay's own backing file */
+    bool drop, progress;
+    uint64_t rate;              /* bytes a second; 0: no limit */
+    uint64_t rate_at;           /* when the next write may start */
+};
+
+/* The overlay whose backing file is the base, or NULL with the message printed. */
+static struct blk_node *find_overlay(const struct commit *c, struct blk_node *top)
+{
+    if (!c->base) {
+        if (!blk_backing(top)) {
+            img_error("Image does not have a backing file");
+            return NULL;
+        }
+        return top;
+    }
+    struct blk_node *n = img_find_backing(top, c->base);
+    if (!n) {
+        img_error("Did not find '%s' in the backing chain of '%s'", c->base,
+                  blk_filename(top));
+    }
+    return n;
+}
+
+static void keep_rate(struct commit *c, uint64_t bytes)
+{
+    uint64_t now = blk_now_ns();
+
+    if (!c->rate) {
+        return;
+    }
+    if (c->rate_at > now) {
+        co_sleep(c->rate_at - now);
+    }
+    c->rate_at = BLK_MAX(now, c->rate_at) + (uint64_t)((double)bytes * 1e9 / (double)c->rate);
+}
+
+/* One range that the layers above the base hold. */
+static int commit_range(struct commit *c, struct blk_node *base, const struct blk_status *st,
+                        uint64_t off, uint64_t len, void *buf)
+{
+    keep_rate(c, len);
+    if (st->flags & BLK_ST_ZERO) {
+        return co_write_zeroes(base, off, len, BLK_REQ_MAY_UNMAP);
+    }
+    int err = co_read(st->layer, off, buf, len);
+    return err ? err : co_write(base, off, buf, len, 0);
+}
+
+static int copy_down(struct commit *c, struct blk_node *top, struct blk_node *base)
+{
+    uint64_t size = blk_size(top), off = 0;
+    void *buf = blk_buf_alloc(COMMIT_CHUNK);
+    int err = buf ? 0 : -ENOMEM;
+
+    while (!err && off < size) {
+        struct blk_status st;
+        err = co_status_above(top, base, off, size - off, &st);
+        if (err) {
+            break;
+        }
+        uint64_t len = st.length;
+        if (st.flags & BLK_ST_ALLOCATED) {
+            len = st.flags & BLK_ST_ZERO ? len : BLK_MIN(len, COMMIT_CHUNK);
+            err = commit_range(c, base, &st, off, len, buf);
+        }
+        off += len;
+        img_progress_set(off, size, true);
+    }
+    blk_buf_free(buf);
+    return err ? err : co_flush(base);
+}
+
+static int commit_chain(struct commit *c, struct blk_node *top)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    struct blk_node *overlay = find_overlay(c, top);
+    int err = overlay ? 0 : -EINVAL;
+
+    if (err) {
+        return err;
+    }
+    err = blk_backing_reopen_rw(overlay, &e);
+    struct blk_node *base = blk_backing(overlay);
+    if (!err && blk_size(base) < blk_size(top)) {
+        err = blk_truncate(base, blk_size(top), false, BLK_PREALLOC_OFF, NULL);
+    }
+    err = err || *e.text ? err : copy_down(c, top, base);
+    if (err && !*e.text) {
+        blk_err(&e, -err, "Block job failed: %s", strerror(-err));
+    }
+    if (!err && !c->drop) {
+        err = blk_make_empty(top, &e);
+        err = err == -ENOTSUP ? 0 : err;
+    }
+    if (err) {
+        img_report(&e);
+    }
+    return err;
+}
+
+static int commit_run(void *arg)
+{
+    struct commit *c = arg;
+    struct blk_node *top = img_open(&c->image);
+    int err, close_err;
+
+    if (!top) {
+        return 1;
+    }
+    img_progress_start(c->progress && !c->image.quiet, 1.0);
+    img_progress_set(0, 100, false);
+    err = commit_chain(c, top);
+    img_progress_end();
+    close_err = img_close(top);
+    if (err || close_err) {
+        return 1;
+    }
+    img_print(c->image.quiet, "Image committed.\n");
+    return 0;
+}
+
+/* -1: go on; otherwise the exit status. */
+static int parse_options(struct commit *c, const char **cache, int argc, char **argv)
+{
+    static const struct option longs[] = {
+        {"help", no_argument, NULL, 'h'},
+        {"quiet", no_argument, NULL, 'q'},
+        {"object", required_argument, NULL, IMG_OPT_OBJECT},
+        {"format", required_argument, NULL, 'f'},
+        {"image-opts", no_argument, NULL, IMG_OPT_IMAGE_OPTS},
+        {"cache", required_argument, NULL, 't'},
+        {"drop", no_argument, NULL, 'd'},
+        {"base", required_argument, NULL, 'b'},
+        {"progress", no_argument, NULL, 'p'},
+        {"rate", required_argument, NULL, 'r'},
+        {NULL, 0, NULL, 0},
+    };
+    int ch;
+
+    while ((ch = getopt_long(argc, argv, "hf:t:b:dpqr:", longs, NULL)) != -1) {
+        switch (ch) {
+        case 'h': return img_help(&img_commit);
+        case 'q': c->image.quiet = true; break;
+        case 'f': c->image.format = optarg; break;
+        case 't': *cache = optarg; break;
+        case 'b':
+            c->base = optarg;
+            c->drop = true;     /* what is above the base need not be the top's own */
+            break;
+        case 'd': c->drop = true; break;
+        case 'p': c->progress = true; break;
+        case 'r':
+            if (img_parse_size("rate limit", optarg, &c->rate)) {
+                return 1;
+            }
+            break;
+        case IMG_OPT_IMAGE_OPTS: c->image.image_opts = true; break;
+        case IMG_OPT_OBJECT:
+            if (img_add_object(optarg)) {
+                return 1;
+            }
+            break;
+        default: return img_try_help(argv[0]);
+        }
+    }
+    return -1;
+}
+
+static int commit_main(int argc, char **argv)
+{
+    struct commit c = { .image.flags = BLK_O_RDWR | BLK_O_UNMAP };
+    const char *cache = "writeback";
+    int status = parse_options(&c, &cache, argc, argv);
+
+    if (status >= 0) {
+        return status;
+    }
+    if (optind != argc - 1) {
+        return img_usage_error(argv[0], "Expecting one image file name");
+    }
+    c.image.filename = argv[optind];
+    if (img_cache_flags(cache, &c.image.flags)) {
+        img_error("Invalid cache option: %s", cache);
+        return 1;
+    }
+    return img_run(commit_run, &c);
+}
+
+const struct img_command img_commit = {
+    .name = "commit",
+    .summary = "Commit image to its backing file",
+    .synopsis = "[-f FMT | --image-opts] [-t CACHE] [-b BASE] [-d] [-r RATE]\n"
+                "        [-p] [-q] FILENAME",
+    .arguments =
+        "  -q, --quiet\n     say nothing unless it fails\n"
+        "  -p, --progress\n     show how far it is\n"
+        "  -f, --format FMT\n     format of the image (default: found out)\n"
+        "  --image-opts\n     FILENAME is a list of options, KEY=VALUE,...\n"
+        "  -t, --cache MODE\n     none, writeback (default), writethrough, directsync, unsafe\n"
+        "  -d, --drop\n     leave FILENAME as it is instead of emptying it\n"
+        "  -b, --base BASE\n     an image of the chain to commit to, instead of the one below\n"
+        "     FILENAME (implies -d)\n"
+        "  -r, --rate RATE\n     limit writing to RATE bytes a second\n"
+        "  --object OBJDEF\n     an object such as a secret\n",
+    .main = commit_main,
+};

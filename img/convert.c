@@ -1,0 +1,655 @@
+/*
+ * convert.c - platter-img convert: options, opening the sources, making or
+ * opening the target.  convert_copy.c moves the data.
+ *
+ * Checks come in qemu-img's order, so that of several mistakes the same one is
+ * reported.  The target is created only when everything that can be checked
+ * before has been.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "img/convert.h"
+#include "img/convert_target.h"
+#include "img/img.h"
+
+enum {
+    OPT_TARGET_IMAGE_OPTS = IMG_OPT_FIRST_FREE,
+    OPT_SALVAGE,
+    OPT_TARGET_IS_ZERO,
+    OPT_BITMAPS,
+    OPT_SKIP_BROKEN,
+};
+
+struct args {
+    const char *format, *cache, *src_cache, *snapshot;
+    bool image_opts, target_image_opts, no_create, progress, quiet, share;
+    bool copy_range, target_is_zero, bitmaps, skip_broken, sparse_given;
+    char *options;                  /* -o */
+    char **sources;
+    struct convert_target target;
+    struct convert c;
+};
+
+static const struct option longs[] = {
+    {"help", no_argument, NULL, 'h'},
+    {"source-image-opts", no_argument, NULL, IMG_OPT_IMAGE_OPTS},
+    {"image-opts", no_argument, NULL, IMG_OPT_IMAGE_OPTS},
+    {"source-format", required_argument, NULL, 'f'},
+    {"source-cache", required_argument, NULL, 'T'},
+    {"snapshot", required_argument, NULL, 'l'},
+    {"source-snapshot", required_argument, NULL, 'l'},
+    {"bitmaps", no_argument, NULL, OPT_BITMAPS},
+    {"skip-broken-bitmaps", no_argument, NULL, OPT_SKIP_BROKEN},
+    {"salvage", no_argument, NULL, OPT_SALVAGE},
+    {"target-image-opts", no_argument, NULL, OPT_TARGET_IMAGE_OPTS},
+    {"output-format", required_argument, NULL, 'O'},
+    {"target-format", required_argument, NULL, 'O'},
+    {"options", required_argument, NULL, 'o'},
+    {"target-options", required_argument, NULL, 'o'},
+    {"output-cache", required_argument, NULL, 't'},
+    {"target-cache", required_argument, NULL, 't'},
+    {"compress", no_argument, NULL, 'c'},
+    {"backing", required_argument, NULL, 'B'},
+    {"backing-format", required_argument, NULL, 'F'},
+    {"no-create", no_argument, NULL, 'n'},
+    {"target-is-zero", no_argument, NULL, OPT_TARGET_IS_ZERO},
+    {"sparse-size", required_argument, NULL, 'S'},
+    {"force-share", no_argument, NULL, 'U'},
+    {"rate", required_argument, NULL, 'r'},
+    {"parallel", required_argument, NULL, 'm'},
+    {"copy-range-offloading", no_argument, NULL, 'C'},
+    {"oob-writes", no_argument, NULL, 'W'},
+    {"progress", no_argument, NULL, 'p'},
+    {"quiet", no_argument, NULL, 'q'},
+    {"object", required_argument, NULL, IMG_OPT_OBJECT},
+    {NULL, 0, NULL, 0},
+};
+
+/* ---- options ---------------------------------------------------------------- */
+
+static int parse_sparse(struct args *a, const char *s)
+{
+    uint64_t v;
+
+    if (img_parse_size("buffer size for sparse output", s, &v)) {
+        return 1;
+    }
+    if (v % CONVERT_SECTOR || v > CONVERT_BUF_MAX) {
+        img_error("Invalid buffer size for sparse output specified. Valid sizes are multiples of "
+                  "%u up to %u. Select 0 to disable sparse detection (fully allocates output).",
+                  CONVERT_SECTOR, CONVERT_BUF_MAX);
+        return 1;
+    }
+    a->c.sparse = (uint32_t)v;
+    a->sparse_given = true;
+    return 0;
+}
+
+static int parse_workers(struct args *a, const char *s)
+{
+    uint64_t v;
+
+    if (img_parse_number("number of coroutines", s, 1, CONVERT_WORKERS_MAX, &v)) {
+        return 1;
+    }
+    a->c.workers = (unsigned)v;
+    return 0;
+}
+
+/* -l: an id or a name, or snapshot.id=ID,snapshot.name=NAME. */
+static int parse_snapshot(struct args *a, const char *s)
+{
+    struct blk_opts *o;
+    struct blk_error e = BLK_ERROR_INIT;
+    const char *key;
+
+    a->snapshot = s;
+    if (strncmp(s, "snapshot.", 9)) {
+        return 0;
+    }
+    o = blk_opts_new();
+    if (blk_opts_parse(o, s, NULL, &e) == 0) {
+        blk_opts_get(o, "snapshot.id");
+        blk_opts_get(o, "snapshot.name");
+        if ((key = blk_opts_unused(o))) {
+            blk_err(&e, EINVAL, "Invalid parameter '%s'", key);
+        }
+    }
+    blk_opts_free(o);
+    if (e.err) {
+        img_report(&e);
+        img_error("Failed in parsing snapshot param '%s'", s);
+        return 1;
+    }
+    return 0;
+}
+
+/* Options without a value. */
+static bool set_flag(struct args *a, int c)
+{
+    switch (c) {
+    case 'C': a->copy_range = true; return true;
+    case 'c': a->c.compress = true; return true;
+    case 'n': a->no_create = true; return true;
+    case 'p': a->progress = true; return true;
+    case 'q': a->quiet = true; return true;
+    case 'U': a->share = true; return true;
+    case 'W': a->c.out_of_order = true; return true;
+    case IMG_OPT_IMAGE_OPTS: a->image_opts = true; return true;
+    case OPT_TARGET_IMAGE_OPTS: a->target_image_opts = true; return true;
+    case OPT_SALVAGE: a->c.salvage = true; return true;
+    case OPT_TARGET_IS_ZERO: a->target_is_zero = true; return true;
+    case OPT_BITMAPS: a->bitmaps = true; return true;
+    case OPT_SKIP_BROKEN: a->skip_broken = true; return true;
+    default: return false;
+    }
+}
+
+/* Options with a value. 0, or the exit status. */
+static int set_value(struct args *a, int c, const char *argv0)
+{
+    switch (c) {
+    case 'f': a->format = optarg; return 0;
+    case 'O': a->target.format = optarg; return 0;
+    case 'B': a->target.backing = optarg; return 0;
+    case 'F': a->target.backing_format = optarg; return 0;
+    case 't': a->cache = optarg; return 0;
+    case 'T': a->src_cache = optarg; return 0;
+    case 'o': return img_add_options(&a->options, optarg) ? 1 : 0;
+    case 'l': return parse_snapshot(a, optarg);
+    case 'S': return parse_sparse(a, optarg);
+    case 'm': return parse_workers(a, optarg);
+    case 'r': return img_parse_size("rate limit", optarg, &a->c.rate) ? 1 : 0;
+    case IMG_OPT_OBJECT: return img_add_object(optarg) ? 1 : 0;
+    default: return img_try_help(argv0);
+    }
+}
+
+/* Options that exclude or need each other. 0 or 1. */
+static int check_options(const struct args *a)
+{
+    static const char no_offload[] = "Cannot enable copy offloading when %s is used";
+
+    if (a->skip_broken && !a->bitmaps) {
+        img_error("Use of --skip-broken-bitmaps requires --bitmaps");
+    } else if (a->c.compress && a->copy_range) {
+        img_error(no_offload, "-c");
+    } else if (a->sparse_given && a->copy_range) {
+        img_error(no_offload, "-S");
+    } else if (a->copy_range && a->c.salvage) {
+        img_error("Cannot use copy offloading in salvaging mode");
+    } else if (a->target_image_opts && !a->no_create) {
+        img_error("--target-image-opts requires use of -n flag");
+    } else if (a->no_create && a->options) {
+        img_error("-o has no effect when skipping image creation");
+    } else if (a->target_is_zero && !a->no_create) {
+        img_error("--target-is-zero requires use of -n flag");
+    } else {
+        return 0;
+    }
+    return 1;
+}
+
+/* ---- sources ---------------------------------------------------------------- */
+
+static int open_sources(struct args *a)
+{
+    struct img_image im = { .format = a->format, .image_opts = a->image_opts,
+                            .quiet = a->quiet,
+                            .flags = BLK_O_NO_SHARE | (a->share ? BLK_O_SHARE : 0) };
+    struct convert *c = &a->c;
+
+    if (img_cache_flags(a->src_cache, &im.flags)) {
+        img_error("Invalid source cache option: %s", a->src_cache);
+        return -EINVAL;
+    }
+    c->src = calloc(c->nsrc, sizeof(*c->src));
+    if (!c->src) {
+        img_error("%s", strerror(ENOMEM));
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < c->nsrc; i++) {
+        struct convert_source *s = &c->src[i];
+
+        im.filename = a->sources[i];
+        s->node = img_open(&im);
+        if (!s->node) {
+            return -EIO;
+        }
+        s->start = c->total;
+        s->length = (blk_size(s->node) + CONVERT_SECTOR - 1) & ~(CONVERT_SECTOR - 1ull);
+        if (__builtin_add_overflow(c->total, s->length, &c->total) || c->total > BLK_SIZE_MAX) {
+            img_error("%s: the inputs together are too large", a->sources[i]);
+            return -EFBIG;
+        }
+    }
+    return 0;
+}
+
+static bool has_value(const json_t *s, const char *key, const char *want)
+{
+    const char *have = json_string_value(json_object_get(s, key));
+
+    return have && !strcmp(have, want);
+}
+
+/* text: -l's argument; o: the same parsed, or NULL for a plain id or name. */
+static bool snapshot_matches(const json_t *s, const char *text, struct blk_opts *o)
+{
+    const char *id = o ? blk_opts_get(o, "snapshot.id") : NULL;
+    const char *name = o ? blk_opts_get(o, "snapshot.name") : NULL;
+
+    if (!o) {
+        return has_value(s, "id", text) || has_value(s, "name", text);
+    }
+    return (id || name) && (!id || has_value(s, "id", id)) && (!name || has_value(s, "name", name));
+}
+
+static bool snapshot_listed(const json_t *snapshots, const char *text)
+{
+    struct blk_opts *o = NULL;
+    bool found = false;
+    size_t i;
+    json_t *s;
+
+    if (!strncmp(text, "snapshot.", 9)) {
+        o = blk_opts_new();
+        blk_opts_parse(o, text, NULL, NULL);
+    }
+    json_array_foreach(snapshots, i, s) {
+        found |= snapshot_matches(s, text, o);
+    }
+    blk_opts_free(o);
+    return found;
+}
+
+/* Reading one is not supported yet: say which of the two it is. */
+static int refuse_snapshot(struct args *a)
+{
+    struct blk_info info = { 0 };
+    const char *format = blk_format_name(a->c.src[0].node);
+    struct blk_error e = BLK_ERROR_INIT;
+    bool found;
+
+    if (a->c.nsrc > 1 && strncmp(a->snapshot, "snapshot.", 9)) {
+        img_error("No support for concatenating multiple snapshot");
+        return -EINVAL;
+    }
+    if (strcmp(format, "qcow2")) {
+        img_error("Failed to load snapshot: Block format '%s' used by device '' does not support "
+                  "temporarily loading internal snapshots", format);
+        return -ENOTSUP;
+    }
+    if (blk_get_info(a->c.src[0].node, &info, &e)) {
+        img_report(&e);
+        return -EIO;
+    }
+    found = snapshot_listed(info.snapshots, a->snapshot);
+    blk_info_free(&info);
+    img_error("Failed to load snapshot: %s",
+              found ? "reading internal snapshots (-l) is not supported yet"
+                    : "Can't find snapshot");
+    return -ENOTSUP;
+}
+
+/* ---- the target ------------------------------------------------------------- */
+
+static bool can_compress(const char *format)
+{
+    const struct blk_option_desc *d = blk_create_options(format);
+
+    while (d && d->name && strcmp(d->name, "compression_type")) {
+        d++;
+    }
+    return d && d->name;
+}
+
+static int check_compression(struct args *a)
+{
+    struct blk_opts *o = a->target.opts;
+    const char *prealloc = o ? blk_opts_get(o, "preallocation") : NULL;
+    bool encryption = false;
+
+    if (a->target.format && !can_compress(a->target.format)) {
+        img_error("Compression not supported for this file format");
+        return -ENOTSUP;
+    }
+    if (o) {
+        blk_opts_get_bool(o, "encryption", &encryption, NULL);
+    }
+    if (encryption || (o && blk_opts_has(o, "encrypt.format"))) {
+        img_error("Compression and encryption not supported at the same time");
+    } else if (prealloc && strcmp(prealloc, "off")) {
+        img_error("Compression and preallocation not supported at the same time");
+    } else {
+        return 0;
+    }
+    return -ENOTSUP;
+}
+
+/* The rules for -B and -o backing_file, once t->backing is known. */
+static int check_backing(const struct args *a)
+{
+    const struct convert_target *t = &a->target;
+
+    if (!t->backing) {
+        return 0;
+    }
+    if (a->target_is_zero) {
+        img_error("Cannot use --target-is-zero when the destination image has a backing file");
+    } else if (a->c.nsrc > 1) {
+        img_error("Having a backing file for the target makes no sense when concatenating "
+                  "multiple input images");
+    } else if (!a->no_create && !t->backing_format) {
+        img_error("Use of backing file requires explicit backing format");
+    } else {
+        return 0;
+    }
+    return -EINVAL;
+}
+
+/* 0: the image has no persistent bitmaps to copy. */
+static int check_bitmaps(struct blk_node *n)
+{
+    struct blk_info info = { 0 };
+    struct blk_error e = BLK_ERROR_INIT;
+    const char *compat;
+    int ret = 0;
+
+    if (blk_get_info(n, &info, &e)) {
+        img_report(&e);
+        return -EIO;
+    }
+    compat = json_string_value(json_object_get(info.specific, "compat"));
+    if (strcmp(blk_format_name(n), "qcow2") || !compat || !strcmp(compat, "0.10")) {
+        img_error("Source lacks bitmap support");
+        ret = -ENOTSUP;
+    } else if (json_array_size(json_object_get(info.specific, "bitmaps"))) {
+        img_error("Copying bitmaps (--bitmaps) is not supported yet");
+        ret = -ENOTSUP;
+    }
+    blk_info_free(&info);
+    return ret;
+}
+
+static int check_source_bitmaps(struct args *a)
+{
+    if (a->c.nsrc > 1) {
+        img_error("Copying bitmaps only possible with single source");
+        return -EINVAL;
+    }
+    return check_bitmaps(a->c.src[0].node);
+}
+
+static int create_target(struct args *a)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+
+    if (convert_target_create(&a->target, &e)) {
+        char *shown = blk_redact(a->target.filename);
+        img_report_prefixed(&e, "%s: error while converting %s: ", shown ? shown : "",
+                            a->target.format);
+        free(shown);
+        return -EIO;
+    }
+    return 0;
+}
+
+static int prepare_target(struct args *a)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    int ret = 0;
+
+    if (!a->no_create) {
+        a->target.size = a->c.total;
+        a->target.compress = a->c.compress;
+        if (convert_target_prepare(&a->target, &e)) {
+            img_report(&e);
+            return -EINVAL;
+        }
+    }
+    ret = check_backing(a);
+    if (ret == 0 && a->c.compress) {
+        ret = check_compression(a);
+    }
+    if (ret == 0 && a->bitmaps) {
+        ret = check_source_bitmaps(a);
+    }
+    return ret;
+}
+
+static int open_target(struct args *a)
+{
+    struct img_image im = { .filename = a->target.filename, .format = a->target.format,
+                            .image_opts = a->target_image_opts, .quiet = a->quiet,
+                            .flags = BLK_O_RDWR | (a->c.sparse ? BLK_O_UNMAP : 0) };
+
+    if (img_cache_flags(a->cache, &im.flags)) {
+        img_error("Invalid cache option: %s", a->cache);
+        return -EINVAL;
+    }
+    if (!a->no_create && create_target(a)) {
+        return -EIO;
+    }
+    im.opts = a->target.open_opts;
+    a->c.dst = img_open(&im);
+    if (!a->c.dst) {
+        return -EIO;
+    }
+    if (a->c.compress && !can_compress(blk_format_name(a->c.dst))) {
+        img_error("Compression not supported for this file format");
+        return -ENOTSUP;
+    }
+    if (a->bitmaps && strcmp(blk_format_name(a->c.dst), "qcow2")) {
+        img_error("Format driver '%s' does not support bitmaps", blk_format_name(a->c.dst));
+        return -ENOTSUP;
+    }
+    if (a->no_create && blk_size(a->c.dst) < a->c.total) {
+        img_error("output file is smaller than input file");
+        return -EFBIG;
+    }
+    return 0;
+}
+
+/* What the target is like decides how it is written. */
+static int measure_target(struct args *a)
+{
+    struct convert *c = &a->c;
+    const struct blk_limits *l = blk_node_limits(c->dst);
+    struct blk_info info = { 0 };
+    struct blk_error e = BLK_ERROR_INIT;
+    uint32_t want = BLK_MAX(l->opt_transfer, l->discard_align);
+
+    c->has_backing = a->target.backing != NULL;
+    c->backing_size = UINT64_MAX;
+    if (c->has_backing && !a->no_create && blk_backing(c->dst)) {
+        c->backing_size = blk_size(blk_backing(c->dst));
+    }
+    c->zero_init = a->target_is_zero;
+    if (!a->no_create && c->sparse && !c->has_backing) {
+        c->zero_init = blk_starts_as_zeros(c->dst);
+    }
+    if (blk_get_info(c->dst, &info, &e)) {
+        img_report(&e);
+        return -EIO;
+    }
+    if (info.cluster_size <= CONVERT_BUF_MIN && !(info.cluster_size & (info.cluster_size - 1))) {
+        c->cluster = (uint32_t)info.cluster_size;
+    }
+    blk_info_free(&info);
+    if (c->compress && !c->cluster) {
+        img_error("invalid cluster size");
+        return -EINVAL;
+    }
+    c->buf_size = BLK_MIN(CONVERT_BUF_MAX, BLK_MAX(CONVERT_BUF_MIN, (want + 4095u) & ~4095u));
+    return 0;
+}
+
+/* ---- the command ------------------------------------------------------------ */
+
+static void report_failure(const struct convert_failure *f)
+{
+    unsigned long long at = f->at;
+    const char *why = strerror(-f->err);
+
+    switch (f->step) {
+    case CONVERT_MAP:
+        img_error("error while reading block status at offset %llu: %s", at, why);
+        break;
+    case CONVERT_READ:
+        img_error("error while reading at byte %llu: %s", at, why);
+        break;
+    case CONVERT_WRITE:
+        img_error("error while writing at byte %llu: %s", at, why);
+        break;
+    }
+}
+
+static int convert_images(struct args *a)
+{
+    int ret;
+
+    ret = open_sources(a);
+    if (ret == 0 && a->snapshot) {
+        ret = refuse_snapshot(a);
+    }
+    if (ret == 0) {
+        ret = prepare_target(a);
+    }
+    if (ret == 0) {
+        ret = open_target(a);
+    }
+    if (ret == 0) {
+        ret = measure_target(a);
+    }
+    if (ret == 0) {
+        ret = convert_copy(&a->c);
+        if (ret < 0) {
+            report_failure(&a->c.failure);
+        }
+    }
+    return ret;
+}
+
+static int run(void *arg)
+{
+    struct args *a = arg;
+    int ret;
+
+    img_progress_start(a->progress && !a->quiet, 1.0);
+    img_progress_set(0, 100, false);
+    ret = convert_images(a);
+    /* What could not be written back in the end is a failure like any other. */
+    if (img_close(a->c.dst) < 0) {
+        ret = -EIO;
+    }
+    if (ret == 0) {
+        img_progress_set(100, 100, false);
+    }
+    img_progress_end();
+    for (size_t i = 0; a->c.src && i < a->c.nsrc; i++) {
+        img_close(a->c.src[i].node);
+    }
+    free(a->c.src);
+    convert_target_free(&a->target);
+    return ret ? 1 : 0;
+}
+
+static int run_or_help(struct args *a, int argc, char **argv)
+{
+    struct convert_target *t = &a->target;
+    int ret = check_options(a);
+
+    if (ret) {
+        return ret;
+    }
+    if (!t->format && !a->target_image_opts) {
+        t->format = "raw";
+    }
+    a->c.nsrc = argc - optind > 1 ? (size_t)(argc - optind - 1) : 0;
+    a->sources = argv + optind;
+    t->filename = a->c.nsrc ? argv[argc - 1] : NULL;
+    t->options = a->options;
+    if (img_options_want_help(a->options)) {
+        if (!t->format) {
+            img_error("Option help requires a format be specified");
+            return 1;
+        }
+        return img_print_create_options(t->format, t->filename);
+    }
+    if (!a->c.nsrc) {
+        img_error("Must specify image file name");
+        return 1;
+    }
+    a->c.quiet = a->quiet;
+    return img_run(run, a);
+}
+
+static int convert_main(int argc, char **argv)
+{
+    struct args a = { .cache = "unsafe", .src_cache = "writeback",
+                      .c = { .sparse = 4096, .workers = 8 } };
+    int c, ret = 0;
+
+    while (ret == 0 && (c = getopt_long(argc, argv, "hf:O:B:F:Cco:l:S:pt:T:qnm:WUr:", longs,
+                                        NULL)) != -1) {
+        if (c == 'h') {
+            free(a.options);
+            return img_help(&img_convert);
+        }
+        if (!set_flag(&a, c)) {
+            ret = set_value(&a, c, argv[0]);
+        }
+    }
+    if (ret == 0) {
+        ret = run_or_help(&a, argc, argv);
+    }
+    free(a.options);
+    return ret;
+}
+
+const struct img_command img_convert = {
+    .name = "convert",
+    .summary = "Copy one image to another with optional format conversion",
+    .synopsis = "[-f SRC_FMT|--image-opts] [-T SRC_CACHE] [-U]\n"
+                "        [-O TGT_FMT [-o TGT_OPTS]|--target-image-opts] [-t TGT_CACHE] [-n]\n"
+                "        [-B BACKING_FILENAME -F BACKING_FMT] [-S SPARSE_SIZE] [-m N] [-W] [-r RATE]\n"
+                "        [--salvage] SRC_FILENAME [SRC_FILENAME2 [...]] TGT_FILENAME",
+    .arguments =
+        "  -q, --quiet\n     quiet operation\n"
+        "  -p, --progress\n     show operation progress\n"
+        "  -f, --source-format SRC_FMT\n     specify the format of SRC_FILENAME explicitly\n"
+        "  --source-image-opts, --image-opts\n"
+        "     SRC_FILENAME is a complete image specification instead of a file name\n"
+        "     (incompatible with --source-format)\n"
+        "  -l, --source-snapshot SNAPSHOT_PARAMS\n     read an internal snapshot (not supported yet)\n"
+        "  -T, --source-cache SRC_CACHE\n     cache mode of the source images (writeback)\n"
+        "  -O, --target-format TGT_FMT\n     specify the format of TGT_FILENAME (raw)\n"
+        "  --target-image-opts\n"
+        "     TGT_FILENAME is a complete image specification instead of a file name;\n"
+        "     requires -n\n"
+        "  -o, --target-options TGT_OPTS\n     options of TGT_FMT; \"help\" lists them\n"
+        "  -c, --compress\n     write a compressed image; -o compression_level=N: 1 is fastest (zlib 1,\n"
+        "     zstd 3; at most 12 and 22)\n"
+        "  -t, --target-cache TGT_CACHE\n     cache mode of the target image (unsafe)\n"
+        "  -B, --backing BACKING_FILENAME\n     make the target an overlay of BACKING_FILENAME\n"
+        "  -F, --backing-format BACKING_FMT\n     specify the format of BACKING_FILENAME\n"
+        "  -n, --no-create\n     write to an existing image\n"
+        "  --target-is-zero\n     with -n: the target is known to read as zeros\n"
+        "  -S, --sparse-size SPARSE_SIZE\n"
+        "     leave zeros of at least this length unwritten (4k); 0 writes everything\n"
+        "  --bitmaps\n     also copy persistent bitmaps (images that have some: not supported yet)\n"
+        "  --skip-broken-bitmaps\n     with --bitmaps: skip those that are inconsistent\n"
+        "  -U, --force-share\n     open images in shared mode for concurrent access\n"
+        "  -r, --rate RATE\n     limit writing to RATE bytes a second\n"
+        "  -m, --parallel N\n     how many buffers are read and written in parallel (8)\n"
+        "  -C, --copy-range-offloading\n     let the storage copy where it can\n"
+        "  --salvage\n     go on after read errors, with zeros in place of what is lost\n"
+        "  -W, --oob-writes\n     allow writing in any order\n"
+        "  --object OBJDEF\n     define an object (eg encryption key)\n"
+        "  SRC_FILENAME\n     source image file name; several are put end to end\n"
+        "  TGT_FILENAME\n     target image file name\n",
+    .main = convert_main,
+};

@@ -1,0 +1,121 @@
+/*
+ * convert.h - the parts of platter-img convert (and dd): what the source looks
+ * like (convert_source.c) and moving it (convert_copy.c).
+ *
+ * Invariants
+ *  - The sources lie end to end in one space of c->total bytes; the target has
+ *    the same offsets.  A source reads as zeros past its node's end.
+ *  - A chunk is a run of segments in ascending order that no other chunk holds;
+ *    its data fits one buffer of c->buf_size bytes.  Memory in use is at most
+ *    c->workers buffers, however large the image.
+ *  - Writes are submitted in ascending order unless out_of_order, so that a
+ *    format that allocates as it goes lays the image out in order; they complete
+ *    in any order and several are in flight.
+ *  - With compress, chunks are whole clusters of the target (the last one ends with
+ *    it), and neighbouring DATA segments are neighbours in the buffer.
+ *  - Everything here runs in fibers of one loop.
+ */
+#ifndef PLATTER_IMG_CONVERT_H
+#define PLATTER_IMG_CONVERT_H
+
+#include "block/block.h"
+
+#define CONVERT_SECTOR      512u
+#define CONVERT_BUF_MIN     (2u << 20)
+#define CONVERT_BUF_MAX     (16u << 20)
+#define CONVERT_WORKERS_MAX 16u
+#define CONVERT_SEGS        64u         /* segments a chunk, requests a batch */
+
+enum convert_kind {
+    CONVERT_DATA,       /* to be read and written */
+    CONVERT_ZERO,       /* reads as zeros */
+    CONVERT_BACKING,    /* the target's backing file has it already */
+};
+
+struct convert_source {
+    struct blk_node *node;
+    uint64_t skip;              /* where in the node it starts */
+    uint64_t start;             /* in the space of all sources */
+    uint64_t length;
+};
+
+/* Where the first error was met; at is an offset in the target's space, of the
+ * segment, except MAP: in the source's node. */
+struct convert_failure {
+    int err;                    /* -errno; 0: none */
+    enum convert_step { CONVERT_MAP, CONVERT_READ, CONVERT_WRITE } step;
+    uint64_t at;
+};
+
+struct convert_seg {
+    enum convert_kind kind;
+    uint64_t offset, length;    /* in the target */
+    const struct convert_source *src;
+    size_t buf;                 /* DATA: where in the buffer; else unused */
+    bool fill;                  /* DATA without a source: zeros written out */
+};
+
+struct convert_chunk {
+    uint64_t ticket;            /* order of chunks */
+    uint64_t offset, length;    /* whole range */
+    size_t data;                /* bytes of the buffer in use */
+    unsigned nsegs;             /* 0: no chunks are left */
+    struct convert_seg segs[CONVERT_SEGS];
+};
+
+struct convert {
+    /* Set by the caller. */
+    struct convert_source *src;
+    size_t nsrc;
+    struct blk_node *dst;
+    uint64_t total;             /* bytes */
+    bool has_backing;           /* target has one: only the top layer is copied */
+    uint64_t backing_size;      /* beyond it zeros need not be written; UINT64_MAX: unknown */
+    bool zero_init;             /* target is known to read as zeros */
+    bool out_of_order;          /* -W */
+    bool salvage, quiet;
+    bool compress;              /* write whole clusters, compressed; cluster is known */
+    uint32_t sparse;            /* zeros of this length or more are not written; 0: all are */
+    uint32_t cluster;           /* target's cluster size, 0: none; a power of two */
+    unsigned workers;           /* -m */
+    uint64_t rate;              /* bytes a second, 0: no limit */
+    size_t buf_size;            /* multiple of 4096, at least cluster */
+
+    /* convert_source.c's own. */
+    struct co_mutex lock;
+    uint64_t pos, ext_end;      /* next byte to hand out; the extent known ends there */
+    enum convert_kind ext_kind;
+    const struct convert_source *ext_src;
+    uint64_t next_ticket;
+
+    /* convert_copy.c's own. */
+    uint32_t grain;             /* zero detection looks at pieces of this size */
+    struct convert_failure failure;
+    unsigned running;
+    uint64_t turn;              /* ticket whose writes may be submitted */
+    struct co_queue turns, ended;
+    uint64_t done;              /* bytes finished, for progress */
+    uint64_t rate_at;           /* when the rate allows the next write, ns */
+};
+
+/* The next chunk in order, after waiting for the map of the source.  -errno: the
+ * map could not be read, see c->failure.  Fiber. */
+int convert_next(struct convert *c, struct convert_chunk *ch);
+
+/* Move everything. 0 or -errno: c->failure has the first error.  Fiber. */
+int convert_copy(struct convert *c);
+
+/* Keep the first error. */
+static inline int convert_fail(struct convert *c, int err, enum convert_step step, uint64_t at)
+{
+    if (!c->failure.err) {
+        c->failure = (struct convert_failure) { err, step, at };
+    }
+    return err;
+}
+static inline uint64_t convert_src_offset(const struct convert_seg *s)
+{
+    return s->offset - s->src->start + s->src->skip;
+}
+
+#endif

@@ -1,0 +1,232 @@
+/*
+ * convert_source.c - what there is to copy: the sources' extents, cut into
+ * chunks of one buffer's worth of data.
+ *
+ * Neighbouring extents of one kind are joined, so that a fragmented map does not
+ * make small requests; one chunk may hold several pieces of data with holes
+ * between them, and holes of any size cost one segment.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "img/convert.h"
+#include "img/img.h"
+
+static const struct convert_source *source_at(const struct convert *c, uint64_t pos)
+{
+    const struct convert_source *s = c->src;
+
+    while (pos >= s->start + s->length) {
+        s++;
+    }
+    return s;
+}
+
+static enum convert_kind kind_of(const struct convert *c, unsigned flags, uint64_t pos)
+{
+    if (flags & BLK_ST_ZERO) {
+        /* Past the end of its backing file the target reads as zeros unwritten. */
+        return c->has_backing && pos >= c->backing_size ? CONVERT_BACKING : CONVERT_ZERO;
+    }
+    if (flags & BLK_ST_DATA) {
+        return CONVERT_DATA;
+    }
+    return c->has_backing ? CONVERT_BACKING : CONVERT_DATA;
+}
+
+static int status_at(const struct convert *c, struct blk_node *node, uint64_t off, uint64_t len,
+                     struct blk_status *st)
+{
+    return c->has_backing ? co_status(node, off, len, st)
+                          : co_status_above(node, NULL, off, len, st);
+}
+
+/* Like status_at(), but an unreadable map becomes data to be tried, in ever
+ * smaller pieces, when salvaging. */
+static int status_or_salvage(const struct convert *c, struct blk_node *node, uint64_t off,
+                             uint64_t len, struct blk_status *st)
+{
+    int ret;
+
+    while ((ret = status_at(c, node, off, len, st)) < 0 && c->salvage) {
+        if (len > CONVERT_SECTOR) {
+            len = BLK_MAX((len / 4 + CONVERT_SECTOR - 1) & ~(CONVERT_SECTOR - 1ull),
+                          CONVERT_SECTOR);
+            continue;
+        }
+        if (!c->quiet) {
+            img_warning("error while reading block status at offset %llu: %s",
+                        (unsigned long long)off, strerror(-ret));
+        }
+        st->flags = BLK_ST_DATA;
+        st->length = len;
+        return 0;
+    }
+    return ret;
+}
+
+/* Ends stay on sectors: one that is partly data is copied whole. */
+static void set_extent(struct convert *c, enum convert_kind kind, uint64_t len, uint64_t limit,
+                       bool at_end)
+{
+    uint64_t whole = len & ~(CONVERT_SECTOR - 1ull);
+
+    if (whole != len && (at_end || kind == CONVERT_DATA)) {
+        whole += CONVERT_SECTOR;
+    } else if (!whole) {
+        kind = CONVERT_DATA;
+        whole = CONVERT_SECTOR;
+    }
+    c->ext_kind = kind;
+    c->ext_end = BLK_MIN(c->pos + whole, limit);
+}
+
+/* Compressed clusters are written whole: an extent shorter than one makes it all
+ * data, a longer one ends at the last boundary it reaches. */
+static void set_whole_clusters(struct convert *c, uint64_t source_end)
+{
+    uint64_t in = c->pos & (c->cluster - 1ull), len = c->ext_end - c->pos;
+
+    if (!in && (c->ext_end == c->total || len >= c->cluster)) {
+        c->ext_end = c->ext_end == c->total ? c->total : c->pos + (len & ~(c->cluster - 1ull));
+        return;
+    }
+    if (c->ext_kind != CONVERT_DATA) {
+        c->ext_kind = CONVERT_DATA;     /* read through the whole chain */
+    }
+    c->ext_end = BLK_MIN(c->pos - in + c->cluster, source_end);
+}
+
+/* Learn the extent at c->pos. */
+static int find_extent(struct convert *c)
+{
+    const struct convert_source *s = source_at(c, c->pos);
+    uint64_t off = c->pos - s->start + s->skip, size = blk_size(s->node);
+    uint64_t limit = s->start + s->length;
+    struct blk_status st = { 0 };
+    int ret;
+
+    c->ext_src = s;
+    if (off >= size) {                  /* what rounding up to sectors added */
+        c->ext_kind = kind_of(c, BLK_ST_ZERO, c->pos);
+        c->ext_end = limit;
+        if (c->compress) {
+            set_whole_clusters(c, limit);
+        }
+        return 0;
+    }
+    if (c->has_backing && c->pos < c->backing_size) {
+        limit = BLK_MIN(limit, c->backing_size);
+    }
+    ret = status_or_salvage(c, s->node, off, BLK_MIN(size - off, limit - c->pos), &st);
+    if (ret < 0) {
+        return convert_fail(c, ret, CONVERT_MAP, off);
+    }
+    set_extent(c, kind_of(c, st.flags, c->pos), st.length, limit,
+               off + st.length >= size || c->pos + st.length >= limit);
+    if (c->compress) {
+        set_whole_clusters(c, s->start + s->length);
+    }
+    return 0;
+}
+
+/* How much of len bytes of data at c->pos goes into room bytes: all, or up to a
+ * cluster boundary of the target so that no two chunks write one cluster. */
+static uint64_t cut(const struct convert *c, uint64_t len, uint64_t room)
+{
+    uint64_t end;
+
+    if (len <= room) {
+        return len;
+    }
+    if (!c->cluster) {
+        return room;
+    }
+    end = (c->pos + room) & ~(c->cluster - 1ull);
+    if (end > c->pos) {
+        return end - c->pos;
+    }
+    return room == c->buf_size ? room : 0;
+}
+
+static bool joins(const struct convert_seg *s, const struct convert_seg *next)
+{
+    return s->kind == next->kind && s->src == next->src && s->fill == next->fill;
+}
+
+static void add_segment(struct convert *c, struct convert_chunk *ch, struct convert_seg *seg)
+{
+    struct convert_seg *last = ch->nsegs ? &ch->segs[ch->nsegs - 1] : NULL;
+
+    if (last && joins(last, seg)) {
+        last->length += seg->length;
+    } else {
+        ch->segs[ch->nsegs++] = *seg;
+    }
+    if (seg->kind == CONVERT_DATA) {
+        ch->data += (size_t)seg->length;
+    }
+    ch->length += seg->length;
+    c->pos += seg->length;
+}
+
+/* With compress: stop at this boundary, if the next cluster might not fit. */
+static bool ends_clusters(const struct convert *c, const struct convert_chunk *ch)
+{
+    return !(c->pos & (c->cluster - 1ull)) &&
+           (ch->nsegs > CONVERT_SEGS / 2 || c->buf_size - ch->data < c->cluster);
+}
+
+static int fill_chunk(struct convert *c, struct convert_chunk *ch)
+{
+    while (c->pos < c->total && ch->nsegs < CONVERT_SEGS) {
+        struct convert_seg seg = { .offset = c->pos };
+        int ret;
+
+        if (c->compress && ch->nsegs && ends_clusters(c, ch)) {
+            break;
+        }
+        if (c->pos >= c->ext_end && (ret = find_extent(c)) < 0) {
+            return ret;
+        }
+        seg.kind = c->ext_kind;
+        seg.src = c->ext_src;
+        seg.length = c->ext_end - c->pos;
+        if (seg.kind == CONVERT_ZERO && !c->sparse) {
+            seg.kind = CONVERT_DATA;
+            seg.fill = true;
+        }
+        if (seg.kind == CONVERT_DATA) {
+            seg.buf = ch->data;
+            seg.length = cut(c, seg.length, c->buf_size - ch->data);
+        }
+        if (!seg.length) {
+            break;
+        }
+        add_segment(c, ch, &seg);
+    }
+    if (c->compress && c->pos < c->total && c->pos & (c->cluster - 1ull)) {
+        /* Dozens of sources in one cluster. */
+        return convert_fail(c, -E2BIG, CONVERT_MAP, ch->offset);
+    }
+    return 0;
+}
+
+int convert_next(struct convert *c, struct convert_chunk *ch)
+{
+    int ret = 0;
+
+    co_lock(&c->lock);
+    ch->nsegs = 0;
+    ch->data = 0;
+    ch->length = 0;
+    ch->offset = c->pos;
+    if (!c->failure.err) {
+        ret = fill_chunk(c, ch);
+    }
+    if (ret == 0 && ch->nsegs) {
+        ch->ticket = c->next_ticket++;
+    }
+    co_unlock(&c->lock);
+    return ret;
+}

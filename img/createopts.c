@@ -1,0 +1,198 @@
+/*
+ * createopts.c - creation options ("-o k=v,..."): which ones a format and the
+ * protocol below it take, checking them, and listing them for "-o help".
+ *
+ * The order of the descriptors is the drivers' and is what "Formatting ..."
+ * prints in; help sorts by name.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "img/img.h"
+
+#define HELP_COLUMN 24          /* width of "name=<type>" before " - " */
+
+/* The driver that would store filename; buf of >= 64 bytes. */
+static const char *protocol_of(const char *filename, char *buf, size_t len)
+{
+    size_t n;
+
+    if (!blk_has_protocol(filename)) {
+        return "file";
+    }
+    n = strcspn(filename, ":+");
+    if (n >= len) {
+        n = len - 1;
+    }
+    memcpy(buf, filename, n);
+    buf[n] = '\0';
+    return buf;
+}
+
+static size_t count_descs(const struct blk_option_desc *d)
+{
+    size_t n = 0;
+
+    while (d && d[n].name) {
+        n++;
+    }
+    return n;
+}
+
+static const struct blk_option_desc *find_desc(const struct blk_option_desc *d, const char *name)
+{
+    for (; d && d->name; d++) {
+        if (!strcmp(d->name, name)) {
+            return d;
+        }
+    }
+    return NULL;
+}
+
+struct blk_option_desc *img_create_descs(const char *format, const char *filename,
+                                         struct blk_error *e)
+{
+    const struct blk_option_desc *f = blk_create_options(format), *p = NULL;
+    struct blk_option_desc *all;
+    size_t n = count_descs(f);
+    char scheme[64];
+    const char *protocol = filename ? protocol_of(filename, scheme, sizeof(scheme)) : NULL;
+
+    if (!blk_driver_known(format)) {
+        blk_err(e, EINVAL, "Unknown file format '%s'", format);
+        return NULL;
+    }
+    if (protocol && !blk_driver_known(protocol)) {
+        blk_err(e, EINVAL, "Unknown protocol '%s'", protocol);
+        return NULL;
+    }
+    if (!f) {
+        blk_err(e, ENOTSUP, "Format driver '%s' does not support image creation", format);
+        return NULL;
+    }
+    p = protocol ? blk_create_options(protocol) : NULL;
+    if (protocol && !p) {
+        blk_err(e, ENOTSUP, "Protocol driver '%s' does not support image creation", protocol);
+        return NULL;
+    }
+    all = calloc(n + count_descs(p) + 1, sizeof(*all));
+    if (!all) {
+        blk_err_errno(e, ENOMEM, "Creation options");
+        return NULL;
+    }
+    memcpy(all, f, n * sizeof(*all));
+    for (; p && p->name; p++) {
+        if (!find_desc(all, p->name)) {
+            all[n++] = *p;
+        }
+    }
+    return all;
+}
+
+/* Types are checked as soon as a key is seen, so that the first fault in the
+ * list is the one reported. */
+static int check_type(struct blk_opts *o, const struct blk_option_desc *d, struct blk_error *e)
+{
+    uint64_t number;
+    bool flag;
+
+    switch (d->type) {
+    case BLK_OPT_BOOL:
+        return blk_opts_get_bool(o, d->name, &flag, e);
+    case BLK_OPT_NUMBER:
+        return blk_opts_get_u64(o, d->name, &number, e);
+    case BLK_OPT_SIZE:
+        return blk_opts_get_size(o, d->name, &number, e);
+    default:
+        return 0;
+    }
+}
+
+int img_set_create_option(struct blk_opts *o, const struct blk_option_desc *descs,
+                          const char *key, const char *value, struct blk_error *e)
+{
+    const struct blk_option_desc *d = find_desc(descs, key);
+
+    /* "nofoo" alone is qemu's old spelling of foo=off. */
+    if (!d && !strncmp(key, "no", 2) && !strcmp(value, "on")) {
+        d = find_desc(descs, key + 2);
+        d = d && d->type == BLK_OPT_BOOL ? d : NULL;
+        value = "off";
+    }
+    if (!d) {
+        return blk_err(e, EINVAL, "Invalid parameter '%s'", key);
+    }
+    blk_opts_set(o, d->name, value);
+    return check_type(o, d, e);
+}
+
+int img_parse_create_options(struct blk_opts *o, const struct blk_option_desc *descs,
+                             const char *text, struct blk_error *e)
+{
+    struct blk_error syntax = BLK_ERROR_INIT;
+    struct blk_opts *raw;
+    const char *key, *value;
+    int err = 0, bad;
+
+    if (!text) {
+        return 0;
+    }
+    raw = blk_opts_new();
+    bad = blk_opts_parse(raw, text, NULL, &syntax);
+    /* What comes before a syntax error has the first say. */
+    for (size_t i = 0; !err && blk_opts_at(raw, i, &key, &value); i++) {
+        err = img_set_create_option(o, descs, key, value, e);
+    }
+    blk_opts_free(raw);
+    return err || !bad ? err : blk_err(e, -bad, "%s", syntax.text);
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(((const struct blk_option_desc *)a)->name,
+                  ((const struct blk_option_desc *)b)->name);
+}
+
+static void print_desc(const struct blk_option_desc *d)
+{
+    static const char *const types[] = {
+        [BLK_OPT_STRING] = "str",
+        [BLK_OPT_SIZE] = "size",
+        [BLK_OPT_BOOL] = "bool (on/off)",
+        [BLK_OPT_NUMBER] = "num",
+    };
+    int width = printf("  %s=<%s>", d->name, types[d->type]);
+
+    if (d->help) {
+        printf("%*s - %s", width < HELP_COLUMN ? HELP_COLUMN - width : 0, "", d->help);
+    }
+    putchar('\n');
+}
+
+int img_print_create_options(const char *format, const char *filename)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    struct blk_option_desc *descs = img_create_descs(format, filename, &e);
+    size_t n = count_descs(descs);
+
+    if (!descs) {
+        img_report(&e);
+        return 1;
+    }
+    qsort(descs, n, sizeof(*descs), compare_names);
+    if (filename) {
+        printf("Supported options:\n");
+    } else {
+        printf("Supported %s options:\n", format);
+    }
+    for (size_t i = 0; i < n; i++) {
+        print_desc(&descs[i]);
+    }
+    if (!filename) {
+        printf("\nThe protocol level may support further options.\n"
+               "Specify the target filename to include those options.\n");
+    }
+    free(descs);
+    return 0;
+}

@@ -1,0 +1,129 @@
+/*
+ * image.c - opening and closing an image as the command line names it: a file
+ * name, URL or json: text with -f, or an option list with --image-opts.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "img/img.h"
+
+/* What messages call the image: never with a password in it. */
+static void report_open(const struct img_image *im, const struct blk_error *e)
+{
+    char *shown = blk_redact(im->filename);
+
+    img_report_prefixed(e, "Could not open '%s': ", shown ? shown : "");
+    free(shown);
+}
+
+/* -U against force-share=off in the list is a contradiction, not a default. */
+static int take_force_share(struct blk_opts *o, unsigned *flags)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    bool asked = *flags & BLK_O_SHARE, share = asked;
+
+    if (!blk_opts_has(o, "force-share")) {
+        return 0;
+    }
+    if (blk_opts_get_bool(o, "force-share", &share, &e)) {
+        img_report(&e);
+        return -EINVAL;
+    }
+    if (asked && !share) {
+        img_error("--force-share/-U conflicts with image options");
+        return -EINVAL;
+    }
+    blk_opts_del(o, "force-share");
+    *flags |= share ? BLK_O_SHARE : 0;
+    return 0;
+}
+
+/* Is the format said in the name itself? */
+static bool names_format(const struct img_image *im)
+{
+    struct blk_opts *o = blk_opts_new();
+    bool named = false;
+
+    if (im->image_opts) {
+        named = !blk_opts_parse(o, im->filename, "file", NULL) && blk_opts_has(o, "driver");
+    } else if (!strncmp(im->filename, "json:", 5)) {
+        named = !blk_opts_parse_json(o, im->filename + 5, NULL) && blk_opts_has(o, "driver");
+    }
+    blk_opts_free(o);
+    return named;
+}
+
+static void warn_guessed(const struct img_image *im, struct blk_node *n)
+{
+    if (im->format || !(im->flags & BLK_O_RDWR) || strcmp(blk_format_name(n), "raw") ||
+        names_format(im)) {
+        return;
+    }
+    fflush(stdout);
+    fprintf(stderr, "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, write "
+            "operations on block 0 will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+            blk_filename(blk_file(n)));
+}
+
+static struct blk_node *open_opts(const struct img_image *im)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    struct blk_opts *o = blk_opts_new();
+    struct blk_open_args args = { .opts = o, .flags = im->flags,
+                                  .backing_urls = img_backing_urls };
+    struct blk_node *n = NULL;
+
+    if (blk_opts_parse(o, im->filename, "file", &e)) {
+        img_report(&e);
+    } else if (!take_force_share(o, &args.flags) && blk_open(img_loop(), &args, &n, &e)) {
+        report_open(im, &e);
+        n = NULL;
+    }
+    blk_opts_free(o);
+    return n;
+}
+
+static struct blk_node *open_name(const struct img_image *im)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    struct blk_open_args args = {
+        .filename = im->filename, .format = im->format, .flags = im->flags, .opts = im->opts,
+        .backing_urls = img_backing_urls,
+    };
+    struct blk_node *n;
+
+    if (blk_open(img_loop(), &args, &n, &e)) {
+        report_open(im, &e);
+        return NULL;
+    }
+    return n;
+}
+
+struct blk_node *img_open(const struct img_image *im)
+{
+    struct blk_node *n;
+
+    if (im->image_opts && im->format) {
+        img_error("--image-opts and --format are mutually exclusive");
+        return NULL;
+    }
+    n = im->image_opts ? open_opts(im) : open_name(im);
+    if (n) {
+        warn_guessed(im, n);
+    }
+    return n;
+}
+
+int img_close(struct blk_node *n)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    int err = blk_close(n, &e);
+
+    if (err) {
+        img_report(&e);
+    }
+    return err;
+}

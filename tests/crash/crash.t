@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""crash.t - power fails in the middle of a guest's work (bad-input.md, E).
+
+A guest writes, zeroes, discards and flushes through a qcow2 image whose file is
+logged.  From the log the file is rebuilt as crashes may have left it: at each
+flush boundary and at random points, with none, all, and random torn subsets of
+what was not durable.  For each such state:
+ - check finds no corruption (leaks may be; with the dirty bit, after its repair),
+ - what the guest had flushed is there, everything else is old or new,
+ - check -r all ends clean in one pass and changes no guest byte (images with lazy
+   refcounts also with the dirty bit and counts of before the guest),
+ - now and then: a writable open works and leaves the image sound, and the oracle's
+   check agrees.
+With sanitizers a quarter of the states.  CRASH_SEED and CRASH_STATES override."""
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+sys.path.insert(0, os.path.join(HERE, "..", "qcow2"))
+import qcow2img as q                                            # noqa: E402
+import replay                                                   # noqa: E402
+
+B = os.environ.get("B", "build")
+IMG = os.path.abspath(os.path.join(B, "platter-img"))
+IO = os.path.abspath(os.path.join(B, "platter-io"))
+WORKLOAD = os.path.abspath(os.path.join(B, "tests/crash/workload"))
+SAN = bool(os.environ.get("SAN")) or "san" in os.path.basename(B.rstrip("/"))
+STATES = int(os.environ.get("CRASH_STATES", "30" if SAN else "120"))
+SEED = int(os.environ.get("CRASH_SEED", "20260801"))
+SIZE = 3 << 20
+
+
+def oracle():
+    for base in (os.environ.get("ORACLE", ""), os.path.join(B, "oracle/bin"), "build/oracle/bin"):
+        path = os.path.join(base, "qemu-img")
+        if base and os.access(path, os.X_OK):
+            return os.path.abspath(path)
+    return shutil.which("qemu-img")
+
+
+ORACLE = oracle()
+
+
+class Bad(Exception):
+    pass
+
+
+def run(*argv):
+    return subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=60)
+
+
+def must(r, codes, what):
+    if r.returncode not in codes:
+        raise Bad("%s: exit %d\n%s\n%s" % (what, r.returncode, r.stdout[:1500], r.stderr[:1500]))
+
+
+class Case:
+    def __init__(self, name, options, backing=None, ops=400, compressed=False,
+                 compress=None):
+        self.name, self.options, self.backing, self.ops = name, options, backing, ops
+        self.compressed = compressed            # starts full of compressed clusters
+        self.compress = compress                # the guest writes compressed clusters, too
+        self.seed = SEED
+
+    def start(self):
+        """The image before the guest, its file's bytes and what the guest sees."""
+        self.image, self.log = self.path("top.qcow2"), self.path("log")
+        options = ",".join(self.options)
+        words = ["create", "-q", "-f", "qcow2", "-o", options]
+        if self.backing:
+            rng = random.Random(self.seed)
+            with open(self.path("base.raw"), "wb") as f:
+                # Shorter than the overlay, with holes.
+                for i in range(0, SIZE // 3 * 2, 65536):
+                    f.write(rng.randbytes(65536) if rng.random() < 0.7 else bytes(65536))
+            base = "base.raw"
+            if self.backing == "qcow2":
+                must(run(IMG, "convert", "-f", "raw", "-O", "qcow2", self.path("base.raw"),
+                         self.path("base.qcow2")), (0,), "convert")
+                base = "base.qcow2"
+            words += ["-b", base, "-F", self.backing]
+        must(run(IMG, *words, self.image, SIZE), (0,), "create")
+        if self.compressed:
+            self.make_compressed(options)
+        with open(self.image, "rb") as f:
+            self.file = f.read()
+        self.before = self.content(self.image)
+        must(run(WORKLOAD, self.seed, self.ops, "qcow2", self.image, self.log,
+                 *([self.compress] if self.compress else [])), (0,), "workload")
+        self.events = replay.read_log(self.log)
+
+    def make_compressed(self, options):
+        """Written by the oracle: several streams share a host cluster, some cross."""
+        rng, raw = random.Random(self.seed), self.path("full.raw")
+        with open(raw, "wb") as f:
+            for _ in range(SIZE // 4096):
+                n = rng.randrange(200, 3800)
+                f.write(rng.randbytes(n) + bytes(4096 - n))
+        must(run(ORACLE, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw,
+                 self.image), (0,), "convert -c")
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def content(self, image):
+        out = self.path("out.raw")
+        must(run(IMG, "convert", "-f", "qcow2", "-O", "raw", image, out), (0,), "convert")
+        with open(out, "rb") as f:
+            return f.read()
+
+    def points(self, rng):
+        """Crash points: around each end of a flush, and anywhere."""
+        flushes = [i for i, e in enumerate(self.events) if e.type == "F" and e.over is not None]
+        near = [self.events[i].over + d for i in flushes for d in (0, 1)] + flushes
+        pick = rng.sample(near, min(len(near), STATES // 2))
+        pick += [rng.randrange(1, len(self.events)) for _ in range(STATES - len(pick) - 1)]
+        return sorted(pick) + [len(self.events)]
+
+    def run(self):
+        self.start()
+        rng = random.Random(self.seed + 1)
+        host = replay.Host(self.events, self.file)
+        self.leaked = self.dirty = 0
+        for n, point in enumerate(self.points(rng)):
+            host.advance(point)
+            how = ("none", "all", "random", "random", "random")[n % 5]
+            disk = host.crash(rng, how)
+            may = replay.guest_view(self.events, point, self.before)
+            try:
+                self.verify(n, disk, may)
+            except Bad as ex:
+                kept = os.path.join(os.environ.get("TMPDIR", "/tmp"), "crash-failed.qcow2")
+                with open(kept, "wb") as f:
+                    f.write(disk.buf)
+                raise Bad("state %d: crash at record %d of %d, %s of %d in doubt (seed %d; file "
+                          "kept as %s)\n%s" % (n, point, len(self.events), how, len(host.doubt),
+                                               self.seed, kept, ex)) from None
+
+    def verify(self, n, disk, may):
+        image = self.path("crash.qcow2")
+        with open(image, "wb") as f:
+            f.write(disk.buf)
+        if "lazy_refcounts=on" in self.options and n % 2:
+            self.make_lazy(image)
+        dirty = bool(self.version3() and q.field(image, "incompatible_features") & 1)
+        self.dirty += dirty
+        if not dirty:
+            r = run(IMG, "check", "-f", "qcow2", image)
+            must(r, (0, 3), "check of the crashed image")
+            self.leaked += r.returncode == 3
+        seen = self.content(image)
+        at = replay.wrong_sector(seen, may, self.before)
+        if at is not None:
+            raise Bad("guest sector %d holds neither its old nor a new value: expected %s, has %s" %
+                      (at, sorted(may[at]), seen[at * 512:at * 512 + 16].hex()))
+        if n % 4 == 3:
+            self.reopened(image, seen)
+        self.repaired(image, seen, n)
+
+    def make_lazy(self, image):
+        """As a program that delays refcounts would have left it: the dirty bit set,
+        the first refcount block as it was before the guest."""
+        table = q.field(image, "refcount_table_offset")
+        block = q.peek(image, table, ">Q")
+        old = int.from_bytes(self.file[q.OFFSET_OF["refcount_table_offset"]:][:8], "big")
+        first = int.from_bytes(self.file[old:old + 8], "big")
+        size = 1 << q.field(image, "cluster_bits")
+        q.patch(image, block, self.file[first:first + size])
+        q.patch_field(image, "incompatible_features", q.INCOMPAT_DIRTY)
+
+    def version3(self):
+        return "compat=0.10" not in self.options
+
+    def reopened(self, image, seen):
+        """A writable open (which repairs a dirty image) harms nothing."""
+        copy = self.path("copy.qcow2")
+        shutil.copyfile(image, copy)
+        r = run(IO, "-f", "qcow2", "-c", "write -P 0x5a 100k 70k", "-c", "discard 400k 256k", copy)
+        must(r, (0,), "writing to the crashed image")
+        must(run(IMG, "check", "-f", "qcow2", copy), (0, 3), "check after writing to it")
+        now = self.content(copy)
+        if now[:102400] != seen[:102400] or now[700 << 10:] != seen[700 << 10:]:
+            raise Bad("writing to the crashed image changed other guest data")
+
+    def repaired(self, image, seen, n):
+        must(run(IMG, "check", "-f", "qcow2", "-r", "all", image), (0,), "check -r all")
+        must(run(IMG, "check", "-f", "qcow2", image), (0,), "check after the repair")
+        if self.content(image) != seen:
+            raise Bad("the repair changed guest data")
+        if n % 10 == 0 and ORACLE:
+            must(run(ORACLE, "check", "-f", "qcow2", image), (0,), "the oracle's check")
+
+
+class Harness(Case):
+    """The harness itself, on a raw file: a state that keeps what was flushed is
+    accepted, and one that lost a flush is noticed."""
+
+    def run(self):
+        self.image, self.log = self.path("raw.img"), self.path("log")
+        self.leaked = self.dirty = 0
+        base = bytes(SIZE)
+        with open(self.image, "wb") as f:
+            f.write(base)
+        must(run(WORKLOAD, self.seed, self.ops, "raw", self.image, self.log), (0,), "workload")
+        self.events = replay.read_log(self.log)
+        rng = random.Random(self.seed + 1)
+        points = self.points(rng)
+        if self.violations(points, rng, base):
+            raise Bad("a correct state was taken for a wrong one")
+        for e in self.events:
+            if e.type == "F":
+                e.ok = False                    # as if no flush had reached the disk
+        if not self.violations(points, rng, base):
+            raise Bad("lost flushes went unnoticed")
+
+    def violations(self, points, rng, base):
+        host, bad = replay.Host(self.events, base), 0
+        for point in points:
+            host.advance(point)
+            disk = host.crash(rng, "random")
+            disk.put(SIZE - 1, disk.buf[SIZE - 1:SIZE] or b"\0")
+            may = replay.guest_view(self.events, point, base)
+            bad += replay.wrong_sector(disk.buf, may, base) is not None
+        return bad
+
+
+CASES = [
+    Harness("the harness: a lost flush on a raw file is noticed", []),
+    Case("64k clusters", ["cluster_size=64k"]),
+    Case("64k clusters over raw", ["cluster_size=64k"], "raw"),
+    Case("64k clusters over qcow2, lazy refcounts", ["cluster_size=64k", "lazy_refcounts=on"],
+         "qcow2"),
+    Case("4k clusters over raw", ["cluster_size=4k"], "raw"),
+    Case("4k clusters over raw, lazy refcounts", ["cluster_size=4k", "lazy_refcounts=on"], "raw"),
+    Case("512 byte clusters", ["cluster_size=512"]),
+    Case("512 byte clusters over raw, lazy refcounts", ["cluster_size=512", "lazy_refcounts=on"],
+         "raw"),
+    Case("version 2, 4k clusters over raw", ["cluster_size=4k", "compat=0.10"], "raw"),
+    Case("1-bit refcounts, 4k clusters", ["cluster_size=4k", "refcount_bits=1"]),
+    Case("compressed writes, 4k clusters over raw", ["cluster_size=4k"], "raw", compress=4096),
+    Case("compressed writes, 64k clusters, zstd",
+         ["cluster_size=64k", "compression_type=zstd"], compress=65536),
+]
+if ORACLE:
+    CASES.append(Case("compressed clusters", ["cluster_size=4k"], compressed=True))
+
+
+def main():
+    only = sys.argv[1:]
+    cases = [c for c in CASES if not only or c.name in only]
+    print("1..%d" % len(cases))
+    failed = False
+    for i, c in enumerate(cases, 1):
+        c.dir = tempfile.mkdtemp(prefix="platter-crash.", dir=os.environ.get("TMPDIR", "/tmp"))
+        try:
+            c.run()
+            print("ok %d - %s: %d crash states (%d leaked, %d dirty)" %
+                  (i, c.name, STATES, c.leaked, c.dirty))
+        except (Bad, subprocess.TimeoutExpired, AssertionError, KeyError) as ex:
+            failed = True
+            print("not ok %d - %s" % (i, c.name))
+            text = "%s: %s" % (type(ex).__name__, ex)
+            print("\n".join("# " + line for line in text.split("\n")))
+        finally:
+            shutil.rmtree(c.dir, ignore_errors=True)
+        sys.stdout.flush()
+    return 1 if failed else 0
+
+
+sys.exit(main())

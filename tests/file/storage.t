@@ -1,0 +1,290 @@
+#!/usr/bin/env python3
+"""Local storage as it is met outside: full and read-only file systems, file systems
+without O_DIRECT, block devices, strange files.  Where QEMU has words, its words.
+
+What needs mounts or loop devices is skipped where they cannot be had.
+"""
+import atexit
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+top = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..'))
+build = os.path.join(top, os.environ.get('B', 'build'))
+oracle = os.environ.get('ORACLE', os.path.join(top, 'build', 'oracle', 'bin'))
+IMG, IO = f'{build}/platter-img', f'{build}/platter-io'
+QIMG, QIO = f'{oracle}/qemu-img', f'{oracle}/qemu-io'
+
+work = tempfile.mkdtemp(prefix='platter-file-')
+mounts, loops = [], []
+
+
+def cleanup():
+    for m in reversed(mounts):
+        subprocess.run(['umount', '-l', m], stderr=subprocess.DEVNULL)
+    for dev in loops:
+        subprocess.run(['losetup', '-d', dev], stderr=subprocess.DEVNULL)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+atexit.register(cleanup)
+
+
+class Tap:
+    count = failed = 0
+
+    def ok(self, good, name, *why):
+        self.count += 1
+        self.failed += not good
+        print(f'{"ok" if good else "not ok"} {self.count} - {name}')
+        if not good:
+            for line in '\n'.join(str(w) for w in why).splitlines():
+                print('#', line)
+        sys.stdout.flush()
+
+    def skip(self, why):
+        self.count += 1
+        print(f'ok {self.count} # SKIP {why}')
+
+
+def run(*argv):
+    """Exit status and everything said, without the program's name."""
+    r = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                       timeout=120, stdin=subprocess.DEVNULL)
+    out = re.sub(r'^(qemu|platter)-(img|io): ', '', r.stdout, flags=re.M)
+    return r.returncode, out
+
+
+def alike(tap, name, *args, tool='img', must_fail=True):
+    """Both programs, the same arguments: same status, same words."""
+    want = run(QIMG if tool == 'img' else QIO, *args)
+    got = run(IMG if tool == 'img' else IO, *args)
+    tap.ok(got == want and (want[0] != 0) == must_fail, name, 'QEMU:', want, 'here:', got)
+
+
+def path(*names):
+    return os.path.join(work, *names)
+
+
+def mount(kind, name, options='defaults'):
+    at = path(name)
+    os.makedirs(at, exist_ok=True)
+    r = subprocess.run(['mount', '-t', kind, '-o', options, kind, at],
+                       stderr=subprocess.DEVNULL)
+    if r.returncode:
+        return None
+    mounts.append(at)
+    return at
+
+
+def random_file(name, size):
+    with open(name, 'wb') as f:
+        f.write(os.urandom(size))
+    return name
+
+
+def digest(name):
+    with open(name, 'rb') as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+# ---- full file systems ---------------------------------------------------------------
+
+def full(tap):
+    at = mount('tmpfs', 'full', 'size=3m')
+    if not at:
+        return tap.skip('no mounts here: full file systems')
+    src = random_file(path('src'), 4 << 20)
+    for fmt in ('raw', 'qcow2'):
+        out = os.path.join(at, 'out')
+        status, said = run(IMG, 'convert', '-f', 'raw', '-O', fmt, src, out)
+        tap.ok(status == 1 and 'No space left on device' in said,
+               f'convert to {fmt} on a full file system fails with ENOSPC', status, said)
+        if os.path.exists(out):
+            os.unlink(out)
+    disk, filler = os.path.join(at, 'disk'), os.path.join(at, 'filler')
+    run(IMG, 'create', '-f', 'qcow2', disk, '16M')
+    run(IO, '-f', 'qcow2', '-c', 'write -P 1 0 1M', disk)
+    random_file(filler, 1 << 20)
+    status, said = run(IO, '-f', 'qcow2', '-c', 'write -P 2 1M 4M', disk)
+    tap.ok(status == 1 and 'No space left on device' in said,
+           'D: a write to an image on a full file system fails with ENOSPC', status, said)
+    status, said = run(QIMG, 'check', '-f', 'qcow2', disk)
+    tap.ok(status in (0, 3), 'D: after ENOSPC the image is clean, or leaks only', status, said)
+    status, said = run(QIO, '-r', '-f', 'qcow2', '-c', 'read -P 1 0 1M', disk)
+    tap.ok(status == 0 and 'verification failed' not in said, 'D: old data are unharmed', said)
+    os.unlink(filler)
+    subprocess.run(['mount', '-o', 'remount,size=20m', at], check=True)
+    status, said = run(IO, '-f', 'qcow2', '-c', 'write -P 2 1M 4M', '-c', 'read -P 2 1M 4M',
+                       '-c', 'read -P 1 0 1M', disk)
+    tap.ok(status == 0 and 'fail' not in said, 'D: with room the image works again', said)
+    alike(tap, 'preallocation that does not fit', 'create', '-q', '-f', 'raw', '-o',
+          'preallocation=falloc', os.path.join(at, 'big'), '100M')
+
+
+# ---- read-only and direct ---------------------------------------------------------------
+
+def read_only(tap):
+    at = mount('tmpfs', 'ro', 'size=8m')
+    if not at:
+        return tap.skip('no mounts here: read-only file systems')
+    raw = random_file(os.path.join(at, 'raw'), 1 << 20)
+    q = os.path.join(at, 'q')
+    run(QIMG, 'convert', '-f', 'raw', '-O', 'qcow2', raw, q)
+    before = digest(q)
+    subprocess.run(['mount', '-o', 'remount,ro', at], check=True)
+    for args in (('info', q), ('map', '-f', 'raw', raw), ('check', q),
+                 ('compare', '-f', 'raw', '-F', 'qcow2', raw, q)):
+        status, said = run(IMG, *args)
+        tap.ok(status == 0, f'{args[0]} works on read-only media', status, said)
+    alike(tap, 'writing to read-only media', 'resize', '-f', 'raw', raw, '2M')
+    alike(tap, 'creating on read-only media', 'create', '-q', '-f', 'raw',
+          os.path.join(at, 'new'), '1M')
+    tap.ok(digest(q) == before, 'A135: the image is unchanged')
+
+
+def direct(tap):
+    at = mount('ramfs', 'ramfs')
+    if not at:
+        return tap.skip('no mounts here: file systems without O_DIRECT')
+    raw = random_file(os.path.join(at, 'raw'), 1 << 20)
+    for mode in ('none', 'directsync'):
+        alike(tap, f'cache={mode} where O_DIRECT is refused', 'convert', '-f', 'raw', '-T', mode,
+              '-O', 'raw', raw, path('out'))
+
+
+def cache_modes(tap):
+    for where in ('/dev/shm', os.environ.get('TMPDIR') or '/var/tmp'):
+        d = tempfile.mkdtemp(prefix='platter-file-', dir=where)
+        try:
+            src = random_file(os.path.join(d, 'src'), (1 << 20) + 512 * 3)
+            for mode in ('none', 'writeback', 'writethrough', 'directsync', 'unsafe'):
+                out = os.path.join(d, 'out')
+                status, said = run(IMG, 'convert', '-f', 'raw', '-T', mode, '-t', mode, '-O',
+                                   'raw', src, out)
+                tap.ok(status == 0 and digest(out) == digest(src), f'{where}: cache={mode}', said)
+        finally:
+            shutil.rmtree(d)
+
+
+# ---- strange names ------------------------------------------------------------------------
+
+def strange(tap):
+    os.mkdir(path('dir'))
+    os.mkfifo(path('fifo'))
+    for name in ('dir', 'absent'):
+        alike(tap, f'info of {name}', 'info', path(name))
+        alike(tap, f'create over {name}' if name == 'dir' else 'create in an absent directory',
+              'create', '-q', '-f', 'raw', path(name) if name == 'dir' else path(name, 'x'), '1M')
+    for name in (path('fifo'), '/dev/zero', '/dev/full'):
+        for args in (('info', name), ('check', '-f', 'qcow2', name),
+                     ('create', '-q', '-f', 'raw', name, '1M'),
+                     ('convert', '-f', 'raw', '-O', 'raw', name, path('out'))):
+            status, said = run(IMG, *args)
+            tap.ok(status == 1 and os.path.basename(name) in said and said.count('\n') == 1,
+                   f'A75: {args[0]} of {os.path.basename(name)} is refused', status, said)
+    long = 'x' * 300
+    alike(tap, 'a name that is too long', 'info', path(long))
+    with open(path('with:colon'), 'wb') as f:
+        f.truncate(1 << 20)
+    status, said = run(IMG, 'info', 'file:' + path('with:colon'))
+    tap.ok(status == 0 and 'virtual size: 1 MiB' in said, 'file: in front of a name', said)
+
+
+# ---- block devices --------------------------------------------------------------------------
+
+def loop_device(name, size, sector=None):
+    with open(path(name), 'wb') as f:
+        f.truncate(size)
+    argv = ['losetup', '-f', '--show'] + (['-b', str(sector)] if sector else []) + [path(name)]
+    r = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    if r.returncode:
+        return None
+    loops.append(r.stdout.strip())
+    return loops[-1]
+
+
+def device(tap, sector):
+    dev = loop_device(f'disk{sector}', 8 << 20, sector)
+    if not dev:
+        return tap.skip('no loop devices here')
+    what = f'device with {sector}-byte sectors'
+    src = random_file(path('src'), 8 << 20)
+    for mode in ('writeback', 'none'):
+        run(QIO, '-f', 'raw', '-c', 'write -P 85 0 8M', dev)
+        status, said = run(IMG, 'convert', '-n', '-f', 'raw', '-O', 'raw', '-t', mode, src, dev)
+        same = run(QIMG, 'compare', '-f', 'raw', '-F', 'raw', src, dev)
+        tap.ok(status == 0 and same[0] == 0, f'{what}: convert to it, cache={mode}', said, same)
+        status, said = run(IMG, 'convert', '-f', 'raw', '-O', 'raw', '-T', mode, dev, path('out'))
+        tap.ok(status == 0 and digest(path('out')) == digest(src),
+               f'{what}: convert from it, cache={mode}', said)
+    script = ['write -P 1 0 8M', 'write -z 1M 1M', 'write -z -u 3M 1M', 'discard 5M 1M',
+              'write -P 7 513 1000', 'read -P 0 1M 1M', 'read -P 0 3M 1M', 'read -P 7 513 1000',
+              'read -P 1 2M 1M', 'read -P 1 0 513']
+    argv = [a for c in script for a in ('-c', c)]
+    for extra in ([], ['-t', 'none']):
+        status, said = run(IO, '-f', 'raw', *extra, *argv, dev)
+        tap.ok(status == 0 and 'fail' not in said, f'{what}: zeroes, discards, odd writes', said)
+    status, said = run(IMG, 'create', '-f', 'qcow2', dev, '1G')
+    check = run(QIMG, 'check', '-f', 'qcow2', dev)
+    tap.ok(status == 0 and check[0] == 0, f'{what}: qcow2 on it', said, check)
+    # Space for a cluster is where the file would grow; a device cannot.
+    status, said = run(IO, '-f', 'qcow2', '-c', 'write -P 3 0 4M', '-c', 'read -P 3 0 4M', dev)
+    check = run(QIMG, 'check', '-f', 'qcow2', dev)
+    tap.ok(status == 0 and 'fail' not in said and check[0] == 0, f'{what}: qcow2 written', said,
+           check)
+    status, said = run(IO, '-f', 'qcow2', '-c', 'write -P 3 0 16M', dev)
+    tap.ok(status == 1 and 'No space left on device' in said, f'{what}: qcow2 fills it', said)
+    alike(tap, f'{what}: create larger than it', 'create', '-q', '-f', 'raw', dev, '1G')
+    alike(tap, f'{what}: create on it', 'create', '-q', '-f', 'raw', dev, '8M', must_fail=False)
+    alike(tap, f'{what}: grow it', 'resize', '-f', 'raw', dev, '1G')
+    alike(tap, f'{what}: shrink it', 'resize', '--shrink', '-f', 'raw', dev, '4M')
+    opts = f'driver=raw,file.driver=host_device,file.filename={dev}'
+    status, said = run(IO, '--image-opts', '-c', 'write -P 9 0 4k', '-c', 'read -P 9 0 4k', opts)
+    tap.ok(status == 0 and 'fail' not in said, f'{what}: driver=host_device', said)
+    status, said = run(IO, '-r', '--image-opts', '-c', 'read 0 1k',
+                       f'driver=raw,file.driver=host_device,file.filename={src}')
+    tap.ok(status == 1 and 'either a character or block device' in said,
+           'driver=host_device wants a device', said)
+
+
+def direct_4k(tap):
+    """A file system on 4 KiB sectors, where 512-byte O_DIRECT is refused."""
+    dev = loop_device('fs4k', 64 << 20, 4096)
+    if not dev or run('mkfs.ext4', '-q', '-b', '4096', dev)[0]:
+        return tap.skip('no loop devices or no mkfs.ext4 here: O_DIRECT on 4 KiB sectors')
+    at = path('mnt4k')
+    os.mkdir(at)
+    if run('mount', dev, at)[0]:
+        return tap.skip('no mounts here: O_DIRECT on 4 KiB sectors')
+    mounts.append(at)
+    for size in (1 << 20, (1 << 20) + 512, (1 << 20) + 4095, 100):
+        src = random_file(os.path.join(at, 'src'), size)
+        for aio in ('threads', 'io_uring'):
+            os.environ['PLATTER_AIO'] = aio
+            status, said = run(IMG, 'convert', '-f', 'raw', '-O', 'raw', '-T', 'none', src,
+                               path('out'))
+            with open(src, 'rb') as a, open(path('out'), 'rb') as b:
+                same = b.read() == a.read().ljust((size + 511) // 512 * 512, b'\0')
+            tap.ok(status == 0 and same, f'4 KiB sectors, O_DIRECT, {aio}: {size} bytes', said)
+        del os.environ['PLATTER_AIO']
+        status, said = run(IO, '-n', '-f', 'raw', '-c', 'write -P 5 1 98', '-c', 'read -P 5 1 98',
+                           '-c', 'write -P 6 0 1', '-c', 'read -P 6 0 1', src)
+        tap.ok(status == 0 and 'fail' not in said, f'4 KiB sectors, O_DIRECT: odd writes', said)
+
+
+tap = Tap()
+full(tap)
+read_only(tap)
+direct(tap)
+cache_modes(tap)
+strange(tap)
+device(tap, 512)
+device(tap, 4096)
+direct_4k(tap)
+print(f'1..{tap.count}')
+sys.exit(1 if tap.failed else 0)

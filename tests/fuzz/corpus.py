@@ -1,0 +1,41 @@
+"""corpus.py DIR - small images of every kind as seeds for the fuzzers; the cases
+that fuzzing found are files in tests/fuzz/found/."""
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "qcow2"))
+import qcow2img as q                                            # noqa: E402
+
+
+def seeds():
+    for version in (2, 3):
+        img = q.Image(size=64 << 10, version=version, cluster_bits=9)
+        img.write(0, b"\1" * 2048)
+        img.write_compressed(8192, q.raw_deflate(b"\7" * 512))
+        yield "v%d" % version, img
+    for order in (0, 3, 6):
+        img = q.Image(size=64 << 10, cluster_bits=9, refcount_order=order)
+        img.write(1024, b"\1" * 512)
+        img.zero(4096)
+        img.zero(4608, prealloc=True)
+        yield "order%d" % order, img
+    img = q.Image(size=64 << 10, cluster_bits=9, incompatible=1, compatible=1)
+    img.set_refcount(img.write(0, b"\1" * 512), 0)
+    yield "dirty", img
+    img = q.Image(size=64 << 10, cluster_bits=12, backing=b"base.img", backing_format=b"raw",
+                  extensions=[(q.EXT_FEATURE_TABLE, q.feature_entry(0, 0, b"dirty bit"))])
+    img.write(4096, b"\1" * 4096)
+    yield "overlay", img
+    img = q.Image(size=64 << 10, cluster_bits=9, incompatible=8, compression_type=1)
+    img.write_compressed(0, b"\x28\xb5\x2f\xfd\x00\x30\x03\x10\x00\x01\xfc\x01\x00")
+    yield "zstd", img
+
+
+def make(directory):
+    """Writes the seeds; their paths."""
+    return [img.save(os.path.join(directory, name + ".qcow2")) for name, img in seeds()]
+
+
+if __name__ == "__main__":
+    os.makedirs(sys.argv[1], exist_ok=True)
+    print("\n".join(make(sys.argv[1])))

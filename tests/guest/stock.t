@@ -1,0 +1,33 @@
+#!/bin/bash
+# Debian as it is: its cloud kernel with the initial RAM disk that its own
+# initramfs-tools make (udev loads virtio by PCI id, scripts find and mount the
+# root disk by its UUID) boots from a qcow2 overlay.
+cd "$(dirname "$0")/../.." || exit 1
+B=${B:-build}
+PATH=$PATH:/sbin:/usr/sbin
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+n=0
+ok()
+{
+    n=$((n + 1))
+    if [ "$1" = 0 ]; then echo "ok $n - $2"; else echo "not ok $n - $2"; sed 's/^/# /' "$dir/out" | tail -n 30; fi
+}
+
+tests/stock-initrd.sh >"$dir/out" 2>&1
+ok $? "Debian's initramfs-tools make an initial RAM disk for its kernel"
+tools/rootfs.sh "$dir/base.raw" 48M tools/demo-guest-init >"$dir/out" 2>&1 &&
+    "$B/platter-img" convert -f raw -O qcow2 "$dir/base.raw" "$dir/base.qcow2" >"$dir/out" 2>&1 &&
+    "$B/platter-img" create -q -f qcow2 -b base.qcow2 -F qcow2 "$dir/overlay.qcow2" >"$dir/out" 2>&1
+ok $? "an overlay on a base with a root file system"
+uuid=$(dumpe2fs -h "$dir/base.raw" 2>/dev/null | sed -n 's/^Filesystem UUID: *//p')
+tools/with-kvm.sh -t 500 -w "$dir" "$B/platter-run" --kernel build/kernel/vmlinuz \
+    --initrd build/kernel/initrd.stock --append "console=ttyS0 root=UUID=$uuid ro demo.token=stock" \
+    --disk "$dir/overlay.qcow2,serial=ROOT" --memory 512M --cpus 2 </dev/null >"$dir/out" 2>&1
+ok $? "the guest boots and powers off"
+for words in 'Starting systemd-udevd' 'guest: root: /dev/vda on / type ext4' 'guest: powering off'; do
+    grep -aq "$words" "$dir/out"; ok $? "its console says: $words"
+done
+build/oracle/bin/qemu-img check "$dir/overlay.qcow2" >"$dir/out" 2>&1
+ok $? "qemu-img check finds the overlay clean"
+echo "1..$n"

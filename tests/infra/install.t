@@ -1,0 +1,38 @@
+#!/bin/bash
+# make install puts programs, libraries and the header where DESTDIR and PREFIX
+# say; the programs run from there, and a program builds against what is there.
+cd "$(dirname "$0")/../.." || exit 1
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+n=0
+ok() { n=$((n + 1)); if [ "$1" = 0 ]; then echo "ok $n - $2"; else echo "not ok $n - $2"; sed 's/^/# /' "$tmp/out"; fi; }
+
+unset MAKEFLAGS MFLAGS
+make install DESTDIR="$tmp/stage" PREFIX=/opt/platter >"$tmp/out" 2>&1
+ok $? "make install DESTDIR= PREFIX= succeeds"
+top=$tmp/stage/opt/platter
+(cd "$tmp/stage" && find . -type f -o -type l) >"$tmp/out"
+! grep -v '^\./opt/platter/' "$tmp/out"
+ok $? "nothing lands outside the prefix"
+for bin in platter-img platter-run platter-io; do
+    "$top/bin/$bin" --help >"$tmp/out" 2>&1
+    ok $? "$bin runs from where it is installed"
+done
+cat > "$tmp/user.c" <<'C'
+#include <platter/block.h>
+#include <stdio.h>
+int main(void)
+{
+    uint64_t size = 0;
+    puts(blk_build_info());
+    return blk_parse_size("3M", &size) == 0 && size == 3 << 20 ? 0 : 1;
+}
+C
+san=${SAN:+-fsanitize=address,undefined}
+gcc $san -I"$top/include" -o "$tmp/shared" "$tmp/user.c" -L"$top/lib" -lplatter >"$tmp/out" 2>&1 &&
+    LD_LIBRARY_PATH=$top/lib "$tmp/shared" >>"$tmp/out" 2>&1
+ok $? "a program builds and runs with the shared library"
+gcc $san -I"$top/include" -o "$tmp/static" "$tmp/user.c" "$top/lib/libplatter.a" \
+    -ljansson -lz -lzstd -luring -ldeflate -pthread >"$tmp/out" 2>&1 && "$tmp/static" >>"$tmp/out" 2>&1
+ok $? "a program builds and runs with the static library"
+echo "1..$n"

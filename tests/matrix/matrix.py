@@ -1,0 +1,192 @@
+"""matrix.py - what the matrix tests share: the layouts, the contents, running
+platter-img and the oracle (qemu-img 10), and TAP.
+
+A layout is (version, cluster size, refcount bits); version 2 knows 16-bit
+refcounts only.  A picture is the content a guest would see, as bytes; images
+are made from it one way and judged against it the other way.
+"""
+import atexit
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.path.join(TOP, os.environ.get("B", "build"))
+OURS = os.path.join(BUILD, "platter-img")
+ORACLE = os.environ.get("ORACLE", os.path.join(TOP, "build", "oracle", "bin"))
+THEIRS = os.path.join(ORACLE, "qemu-img")
+OUR_IO = os.path.join(BUILD, "platter-io")
+QEMU_IO = os.path.join(ORACLE, "qemu-io")
+
+CLUSTERS = (512, 4096, 65536, 2 << 20)
+LAYOUTS = [("v2", c, 16) for c in CLUSTERS] + [
+    ("v3", c, r) for c, r in itertools.product(CLUSTERS, (1, 16, 64))]
+
+
+def layout_name(layout):
+    return "%s cluster %d refcount %d" % layout
+
+
+def layout_options(layout, extra=""):
+    version, cluster, bits = layout
+    text = "compat=%s,cluster_size=%d" % ("0.10" if version == "v2" else "1.1", cluster)
+    if version == "v3":
+        text += ",refcount_bits=%d" % bits
+    return text + ("," + extra if extra else "")
+
+
+def picture_size(cluster):
+    """Several L2 tables where that is cheap, never a whole number of clusters."""
+    return {512: 200 << 10, 4096: 3 << 20, 65536: 4 << 20, 2 << 20: 9 << 20}[cluster] + 1536
+
+
+class Test:
+    """TAP, and a directory of its own that is gone afterwards."""
+
+    def __init__(self):
+        self.count = self.failed = 0
+        # Thousands of small images: in memory where there is some.
+        where = os.environ.get("TMPDIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+        self.dir = tempfile.mkdtemp(prefix="platter-matrix.", dir=where)
+        os.chdir(self.dir)
+        atexit.register(shutil.rmtree, self.dir, True)
+
+    def ok(self, good, name, diag=""):
+        self.count += 1
+        self.failed += not good
+        print("%sok %d - %s" % ("" if good else "not ", self.count, name), flush=True)
+        if not good:
+            for line in str(diag).splitlines()[:40]:
+                print("#   " + line, flush=True)
+        return good
+
+    def done(self):
+        print("1..%d" % self.count)
+        sys.exit(1 if self.failed else 0)
+
+
+class Failed(Exception):
+    """A step on the way to an image did not work."""
+
+
+def run(*argv):
+    """(status, output, error output) of a program that must end within 2 minutes."""
+    p = subprocess.run([str(a) for a in argv], stdin=subprocess.DEVNULL,
+                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
+    return p.returncode, p.stdout.decode(errors="replace"), p.stderr.decode(errors="replace")
+
+
+def must(*argv):
+    """Output of something that has to work for the test to go on."""
+    rc, out, err = run(*argv)
+    if rc:
+        raise Failed("%s: status %d: %s" % (" ".join(map(str, argv)), rc, err.strip()))
+    return out
+
+
+def said(result):
+    rc, out, err = result
+    return "status %d\n%s%s" % (rc, out, err)
+
+
+def write_file(name, data):
+    """Sparse where the data is zero, so that holes are holes."""
+    step = 4096
+    with open(name, "wb") as f:
+        f.truncate(len(data))
+        for at in range(0, len(data), step):
+            part = data[at:at + step]
+            if part.strip(b"\0"):
+                f.seek(at)
+                f.write(part)
+
+
+def read_file(name):
+    with open(name, "rb") as f:
+        return f.read()
+
+
+def full_picture(size, seed):
+    return random.Random(seed).randbytes(size)
+
+
+def sparse_picture(size, seed):
+    """Mostly zeros; data at odd places, at the start and in the last sector."""
+    rng = random.Random(seed)
+    data = bytearray(size)
+    data[0:512] = rng.randbytes(512)
+    data[size - 512:size] = rng.randbytes(512)
+    for _ in range(6):
+        at = rng.randrange(size)
+        part = rng.randbytes(min(rng.randrange(1, size // 16), size - at))
+        data[at:at + len(part)] = part
+    return bytes(data)
+
+
+def squeezable_picture(size, seed):
+    """Compresses well, but no two clusters alike."""
+    rng = random.Random(seed)
+    words = [rng.randbytes(rng.randrange(3, 40)) for _ in range(200)]
+    data = bytearray()
+    while len(data) < size:
+        data += rng.choice(words) * rng.randrange(1, 4)
+    del data[size:]
+    quarter = size // 4 // 65536 * 65536
+    data[quarter:quarter + size // 8] = bytes(size // 8)
+    return bytes(data)
+
+
+class Scribbler:
+    """Commands for one run of qemu-io or platter-io and the picture they make."""
+
+    def __init__(self, picture, seed):
+        self.data = bytearray(picture)
+        self.rng = random.Random(seed)
+        self.commands = []
+
+    def write(self, at, length):
+        byte = self.rng.randrange(1, 256)
+        self.data[at:at + length] = bytes([byte]) * length
+        self.commands += ["-c", "write -P %d %d %d" % (byte, at, length)]
+
+    def zero(self, at, length, unmap):
+        self.data[at:at + length] = bytes(length)
+        self.commands += ["-c", "write -z %s %d %d" % ("-u" if unmap else "", at, length)]
+
+    def random_writes(self, count, largest):
+        size = len(self.data)
+        for i in range(count):
+            at = self.rng.randrange(size)
+            length = min(self.rng.randrange(1, largest), size - at)
+            if i % 4 == 3:
+                self.zero(at, length, i % 8 == 3)
+            else:
+                self.write(at, length)
+        self.write(size - 1, 1)
+
+    def apply(self, image, tool=QEMU_IO):
+        rc, out, err = run(tool, "-f", "qcow2", *self.commands, image)
+        if rc or "failed" in out + err:
+            raise Failed("%s on %s: status %d: %s" % (tool, image, rc, (out + err).strip()))
+        return bytes(self.data)
+
+
+def check_json(tool, image, *options):
+    """(status, what check --output=json says without the file's name)."""
+    rc, out, err = run(tool, "check", "--output=json", "-f", "qcow2", *options, image)
+    try:
+        said_json = json.loads(out)
+    except ValueError:
+        return rc, {"not json": (out + err).replace(os.path.basename(tool) + ": ", "")}
+    said_json.pop("filename", None)
+    return rc, said_json
+
+
+def map_json(tool, image):
+    rc, out, err = run(tool, "map", "--output=json", "-f", "qcow2", image)
+    return (rc, json.loads(out)) if rc == 0 else (rc, err)

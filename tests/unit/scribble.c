@@ -1,0 +1,520 @@
+/*
+ * scribble.c - random reads, writes, zeroes and discards at odd offsets and
+ * lengths on a qcow2 image and on a model in memory agree byte for byte.
+ *
+ * Eight requests are in flight at once.  They overlap nobody who writes, but they
+ * share sectors and clusters freely, so read-modify-write, copy-on-write and
+ * allocation race inside of the driver.  A discard may leave each byte as it was
+ * or make it zero; which of both is read back right after it and holds from then
+ * on.  The image is closed, checked and opened again now and then; at the end it
+ * is read as a whole, checked, and (where qemu-img is there) checked and compared
+ * by that, too.
+ *
+ * 100,000 operations per cluster size, fewer for the other layouts; with sanitizers,
+ * which make each several times slower, a fifth of that.  SCRIBBLE_OPS and
+ * SCRIBBLE_SEED override.
+ */
+#include "block/block.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define DEFAULT_OPS 20000u
+#else
+#define DEFAULT_OPS 100000u
+#endif
+#define SLOTS 8u
+
+enum backing { NONE, RAW_SHORT, RAW_LONG, QCOW2_SHORT, QCOW2_LONG };
+
+struct layout {
+    unsigned version, cluster_size, refcount_bits;
+    bool lazy;
+    enum backing backing;
+    uint64_t size;
+    uint32_t max_len;
+    unsigned share;                 /* of DEFAULT_OPS: one over this */
+    unsigned flags;                 /* BLK_O_* to open with besides */
+};
+
+struct slot {
+    struct run *run;
+    bool busy, reading_back;        /* the read after a discard */
+    enum blk_op op;
+    uint64_t offset, length;
+    uint8_t *buf;
+    struct iovec iov[2];
+    struct blk_req req;
+};
+
+struct run {
+    const struct layout *lay;
+    char dir[512], image[600], base[600];
+    struct blk_loop *loop;
+    struct blk_node *node;
+    uint8_t *model;
+    struct slot slots[SLOTS];
+    unsigned in_flight;
+    unsigned long n;                /* operations begun */
+    uint64_t seed, rng;
+    bool broken;
+    char why[256];
+};
+
+static uint64_t rnd(struct run *r)
+{
+    r->rng ^= r->rng << 13;
+    r->rng ^= r->rng >> 7;
+    r->rng ^= r->rng << 17;
+    return r->rng * 0x2545f4914f6cdd1dull;
+}
+
+static uint64_t rnd_below(struct run *r, uint64_t n)
+{
+    return (rnd(r) >> 11) % n;
+}
+
+static void fill(struct run *r, uint8_t *p, uint64_t len)
+{
+    uint64_t v = rnd(r);
+
+    for (uint64_t i = 0; i < len; i++) {
+        if (i % 8 == 0)
+            v = v * 6364136223846793005ull + 1442695040888963407ull;
+        p[i] = (uint8_t)(v >> (i % 8 * 8)) | 1u;     /* never zero: zero is a claim */
+    }
+}
+
+/* ---- making and opening ------------------------------------------------------- */
+
+static void die(const struct blk_error *e, const char *what)
+{
+    fail_msg("%s: %s", what, e->text);
+}
+
+static void create(struct run *r, const char *format, const char *file, uint64_t size,
+                   const char *backing, const char *backing_fmt)
+{
+    const struct layout *lay = r->lay;
+    struct blk_error e = BLK_ERROR_INIT;
+    struct blk_opts *o = blk_opts_new();
+
+    blk_opts_setf(o, "size", "%" PRIu64, size);
+    if (!strcmp(format, "qcow2")) {
+        blk_opts_setf(o, "cluster_size", "%u", lay->cluster_size);
+        blk_opts_set(o, "compat", lay->version == 2 ? "0.10" : "1.1");
+        if (lay->version == 3) {
+            blk_opts_setf(o, "refcount_bits", "%u", lay->refcount_bits);
+            blk_opts_set(o, "lazy_refcounts", lay->lazy ? "on" : "off");
+        }
+    }
+    if (backing) {
+        blk_opts_set(o, "backing_file", backing);
+        blk_opts_set(o, "backing_fmt", backing_fmt);
+    }
+    if (blk_create(r->loop, format, file, o, &e) < 0)
+        die(&e, "create");
+    blk_opts_free(o);
+}
+
+static struct blk_node *open_image(struct run *r, const char *file, const char *format,
+                                   unsigned flags)
+{
+    struct blk_open_args a = { .filename = file, .format = format, .flags = flags };
+    struct blk_error e = BLK_ERROR_INIT;
+    struct blk_node *n = NULL;
+
+    if (blk_open(r->loop, &a, &n, &e) < 0)
+        die(&e, "open");
+    return n;
+}
+
+static void close_image(struct blk_node *n)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+
+    if (blk_close(n, &e) < 0)
+        die(&e, "close");
+}
+
+struct fill_args { struct blk_node *n; const uint8_t *data; uint64_t len; };
+
+static int fill_fiber(void *arg)
+{
+    struct fill_args *f = arg;
+
+    for (uint64_t off = 0; off < f->len; off += 1u << 20) {
+        size_t len = (size_t)BLK_MIN((uint64_t)1 << 20, f->len - off);
+        int ret = blk_is_zero(f->data + off, len) ? 0 : co_write(f->n, off, f->data + off, len, 0);
+
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+/* The backing file, random with holes; what of it shows goes into the model. */
+static void make_backing(struct run *r)
+{
+    const struct layout *lay = r->lay;
+    bool qcow2 = lay->backing == QCOW2_SHORT || lay->backing == QCOW2_LONG;
+    bool shorter = lay->backing == RAW_SHORT || lay->backing == QCOW2_SHORT;
+    uint64_t size = shorter ? lay->size / 3 * 2 / 512 * 512 + 512 : lay->size + (1u << 20);
+    uint8_t *data = calloc(1, size);
+
+    assert_non_null(data);
+    for (uint64_t off = 0; off < size; off += 100000) {
+        if (rnd_below(r, 3))
+            fill(r, data + off, BLK_MIN((uint64_t)100000, size - off));
+    }
+    create(r, qcow2 ? "qcow2" : "raw", r->base, size, NULL, NULL);
+    struct fill_args f = { NULL, data, size };
+    f.n = open_image(r, r->base, qcow2 ? "qcow2" : "raw", BLK_O_RDWR);
+    assert_int_equal(blk_run(r->loop, fill_fiber, &f), 0);
+    close_image(f.n);
+    memcpy(r->model, data, BLK_MIN(size, lay->size));
+    free(data);
+}
+
+/* ---- one operation -------------------------------------------------------------- */
+
+static void broken(struct run *r, const struct slot *s, const char *what, uint64_t at)
+{
+    static const char *const name[] = { "read", "write", "write zeroes", "discard", "flush" };
+
+    if (!r->broken)
+        snprintf(r->why, sizeof(r->why),
+                 "%s %" PRIu64 "+%" PRIu64 " %s at %" PRIu64 " (operation %lu, seed %" PRIu64 ")",
+                 name[s->op], s->offset, s->length, what, at, r->n, r->seed);
+    r->broken = true;
+}
+
+static void compare(struct run *r, const struct slot *s)
+{
+    for (uint64_t i = 0; i < s->length; i++) {
+        if (s->buf[i] != r->model[s->offset + i]) {
+            broken(r, s, "differs", s->offset + i);
+            return;
+        }
+    }
+}
+
+/* After a discard each byte is old or zero; what it is now is what it stays. */
+static void adopt(struct run *r, const struct slot *s)
+{
+    for (uint64_t i = 0; i < s->length; i++) {
+        if (s->buf[i] != r->model[s->offset + i] && s->buf[i] != 0) {
+            broken(r, s, "shows other data", s->offset + i);
+            return;
+        }
+    }
+    memcpy(r->model + s->offset, s->buf, s->length);
+}
+
+static void slot_submit(struct slot *s, enum blk_op op, unsigned flags);
+
+static void slot_done(struct blk_req *req)
+{
+    struct slot *s = req->arg;
+    struct run *r = s->run;
+
+    if (req->result < 0) {
+        broken(r, s, strerror(-req->result), s->offset);
+    } else if (s->reading_back) {
+        adopt(r, s);
+    } else if (s->op == BLK_READ) {
+        compare(r, s);
+    } else if (s->op == BLK_WRITE) {
+        memcpy(r->model + s->offset, s->buf, s->length);
+    } else if (s->op == BLK_WRITE_ZEROES) {
+        memset(r->model + s->offset, 0, s->length);
+    } else if (s->op == BLK_DISCARD && !r->broken) {
+        s->reading_back = true;
+        memset(s->buf, 0xcd, s->length);
+        slot_submit(s, BLK_READ, 0);
+        return;
+    }
+    s->busy = false;
+    r->in_flight--;
+}
+
+static void slot_submit(struct slot *s, enum blk_op op, unsigned flags)
+{
+    uint64_t cut = s->length > 1 ? s->length * 2 / 5 : 0;
+    bool data = op == BLK_READ || op == BLK_WRITE;
+
+    s->iov[0] = (struct iovec){ s->buf, cut ? cut : s->length };
+    s->iov[1] = (struct iovec){ s->buf + cut, s->length - cut };
+    s->req = (struct blk_req){
+        .op = op, .flags = flags, .offset = s->offset, .length = s->length,
+        .iov = data ? s->iov : NULL, .iovcnt = data ? (cut ? 2 : 1) : 0,
+        .done = slot_done, .arg = s,
+    };
+    blk_submit(s->run->node, &s->req);
+}
+
+/* A range that no writer in flight touches (nor, for a writer, any reader). */
+static bool pick_range(struct run *r, struct slot *s)
+{
+    const struct layout *lay = r->lay;
+    uint64_t span = rnd_below(r, 8) ? 9000 : lay->max_len;
+
+    s->length = 1 + rnd_below(r, span);
+    s->offset = rnd_below(r, lay->size);
+    if (!rnd_below(r, 4))               /* around a cluster border, or whole clusters */
+        s->offset = s->offset / lay->cluster_size * lay->cluster_size;
+    if (!rnd_below(r, 6) && lay->cluster_size <= lay->max_len)
+        s->length = lay->cluster_size * (1 + rnd_below(r, lay->max_len / lay->cluster_size));
+    s->length = BLK_MIN(s->length, lay->size - s->offset);
+    for (unsigned i = 0; i < SLOTS; i++) {
+        const struct slot *o = &r->slots[i];
+
+        if (o != s && o->busy && o->op != BLK_FLUSH && !(o->op == BLK_READ && s->op == BLK_READ) &&
+            s->offset < o->offset + o->length && o->offset < s->offset + s->length)
+            return false;
+    }
+    return true;
+}
+
+static void slot_start(struct run *r, struct slot *s)
+{
+    static const enum blk_op mix[] = {
+        BLK_READ, BLK_READ, BLK_READ, BLK_WRITE, BLK_WRITE, BLK_WRITE, BLK_WRITE, BLK_WRITE,
+        BLK_WRITE_ZEROES, BLK_WRITE_ZEROES, BLK_DISCARD, BLK_DISCARD,
+    };
+    unsigned flags = 0;
+
+    s->op = mix[rnd_below(r, BLK_ARRAY_SIZE(mix))];
+    s->reading_back = false;
+    while (!pick_range(r, s))
+        ;
+    if (!rnd_below(r, 60)) {
+        s->op = BLK_FLUSH;
+        s->offset = s->length = 0;
+    }
+    if (s->op == BLK_WRITE)
+        fill(r, s->buf, s->length);
+    else
+        memset(s->buf, 0xcd, s->length);
+    if (s->op == BLK_WRITE_ZEROES && rnd_below(r, 2))
+        flags |= BLK_REQ_MAY_UNMAP;
+    if ((s->op == BLK_WRITE || s->op == BLK_WRITE_ZEROES) && !rnd_below(r, 50))
+        flags |= BLK_REQ_FUA;
+    s->busy = true;
+    r->in_flight++;
+    r->n++;
+    slot_submit(s, s->op, flags);
+}
+
+static void scribble(struct run *r, unsigned long ops)
+{
+    unsigned long end = r->n + ops;
+
+    while (r->in_flight || (r->n < end && !r->broken)) {
+        for (unsigned i = 0; i < SLOTS && r->n < end && !r->broken; i++) {
+            if (!r->slots[i].busy)
+                slot_start(r, &r->slots[i]);
+        }
+        blk_loop_turn(r->loop, true);
+    }
+    if (r->broken)
+        fail_msg("%s", r->why);
+}
+
+/* ---- looking at the whole ---------------------------------------------------------- */
+
+static void on_message(void *arg, bool is_error, const char *line)
+{
+    print_message("# check: %s\n", line);
+}
+
+static void check_image(struct run *r)
+{
+    struct blk_check c = { .message = on_message };
+    struct blk_error e = BLK_ERROR_INIT;
+    struct blk_node *n = open_image(r, r->image, "qcow2", BLK_O_CHECK);
+
+    if (blk_check(n, &c, 0, &e) < 0)
+        die(&e, "check");
+    assert_int_equal(c.corruptions, 0);
+    assert_int_equal(c.leaks, 0);
+    assert_int_equal(c.check_errors, 0);
+    close_image(n);
+}
+
+static int read_all_fiber(void *arg)
+{
+    struct run *r = arg;
+    size_t chunk = 777777;
+    uint8_t *buf = malloc(chunk);
+    int ret = buf ? 0 : -ENOMEM;
+
+    for (uint64_t off = 0; ret == 0 && off < r->lay->size; off += chunk) {
+        size_t len = (size_t)BLK_MIN((uint64_t)chunk, r->lay->size - off);
+
+        ret = co_read(r->node, off, buf, len);
+        if (ret == 0 && memcmp(buf, r->model + off, len))
+            ret = -EILSEQ;
+    }
+    free(buf);
+    return ret;
+}
+
+static const char *oracle(char *out, size_t size)
+{
+    const char *dir = getenv("ORACLE");
+
+    snprintf(out, size, "%s/qemu-img", dir ? dir : "build/oracle/bin");
+    if (access(out, X_OK) == 0)
+        return out;
+    return system("qemu-img --version >/dev/null 2>&1") == 0 ? "qemu-img" : NULL;
+}
+
+static void oracle_agrees(struct run *r)
+{
+    char path[512], raw[620], cmd[4096];
+    const char *img = oracle(path, sizeof(path));
+
+    if (!img) {
+        print_message("# no qemu-img: not compared\n");
+        return;
+    }
+    snprintf(raw, sizeof(raw), "%s/model.raw", r->dir);
+    FILE *f = fopen(raw, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(r->model, 1, r->lay->size, f), r->lay->size);
+    assert_int_equal(fclose(f), 0);
+    snprintf(cmd, sizeof(cmd), "%s check -q -f qcow2 %s && %s compare -q -f qcow2 -F raw %s %s",
+             img, r->image, img, r->image, raw);
+    assert_int_equal(system(cmd), 0);
+    unlink(raw);
+}
+
+/* ---- the tests ---------------------------------------------------------------------- */
+
+static uint64_t env_number(const char *name, uint64_t otherwise)
+{
+    const char *s = getenv(name);
+
+    return s && *s ? strtoull(s, NULL, 0) : otherwise;
+}
+
+static void setup(struct run *r, const struct layout *lay)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    const char *tmp = getenv("TMPDIR");
+
+    *r = (struct run){ .lay = lay, .seed = env_number("SCRIBBLE_SEED", 20260801) };
+    r->rng = r->seed * 0x9e3779b97f4a7c15ull + lay->cluster_size + lay->version;
+    snprintf(r->dir, sizeof(r->dir), "%s/platter-scribble.XXXXXX", tmp ? tmp : "/tmp");
+    assert_non_null(mkdtemp(r->dir));
+    snprintf(r->image, sizeof(r->image), "%s/top.qcow2", r->dir);
+    snprintf(r->base, sizeof(r->base), "%s/base.img", r->dir);
+    r->loop = blk_loop_new(&e);
+    assert_non_null(r->loop);
+    r->model = calloc(1, lay->size);
+    assert_non_null(r->model);
+    for (unsigned i = 0; i < SLOTS; i++) {
+        r->slots[i].run = r;
+        r->slots[i].buf = malloc(BLK_MAX(lay->max_len, 9000u));
+        assert_non_null(r->slots[i].buf);
+    }
+}
+
+static void teardown(struct run *r)
+{
+    for (unsigned i = 0; i < SLOTS; i++)
+        free(r->slots[i].buf);
+    free(r->model);
+    blk_loop_free(r->loop);
+    unlink(r->image);
+    unlink(r->base);
+    rmdir(r->dir);
+}
+
+static void scribble_on(const struct layout *lay)
+{
+    unsigned long ops = env_number("SCRIBBLE_OPS", DEFAULT_OPS) / lay->share;
+    bool qcow2 = lay->backing == QCOW2_SHORT || lay->backing == QCOW2_LONG;
+    struct run run, *r = &run;
+
+    setup(r, lay);
+    print_message("# v%u, %u byte clusters, %lu operations, seed %" PRIu64 ": %s\n", lay->version,
+                  lay->cluster_size, ops, r->seed, r->dir);
+    if (lay->backing != NONE)
+        make_backing(r);
+    create(r, "qcow2", r->image, lay->size, lay->backing != NONE ? r->base : NULL,
+           qcow2 ? "qcow2" : "raw");
+    for (unsigned part = 0; part < 5; part++) {
+        r->node = open_image(r, r->image, "qcow2", BLK_O_RDWR | BLK_O_UNMAP | lay->flags);
+        scribble(r, ops / 5);
+        close_image(r->node);
+        check_image(r);
+    }
+    r->node = open_image(r, r->image, "qcow2", 0);
+    assert_int_equal(blk_run(r->loop, read_all_fiber, r), 0);
+    close_image(r->node);
+    oracle_agrees(r);
+    teardown(r);
+}
+
+#define MIB ((uint64_t)1 << 20)
+#define SCRIBBLE(name, ...)                                    \
+    static void name(void **state)                             \
+    {                                                          \
+        static const struct layout lay = { __VA_ARGS__ };      \
+        scribble_on(&lay);                                     \
+    }
+
+/* 8 MiB of 512 byte clusters outgrow their first refcount table, too. */
+SCRIBBLE(clusters_of_512_over_a_shorter_raw_file, 3, 512, 16, false, RAW_SHORT,
+         8 * MIB + 1536, 60000, 1, 0)
+SCRIBBLE(clusters_of_4k_over_a_longer_qcow2, 3, 4096, 16, false, QCOW2_LONG,
+         16 * MIB + 512, 200000, 1, 0)
+SCRIBBLE(clusters_of_64k_over_a_shorter_qcow2, 3, 65536, 16, false, QCOW2_SHORT,
+         24 * MIB + 7 * 512, 400000, 1, 0)
+SCRIBBLE(clusters_of_2m_over_a_longer_raw_file, 3, 2 << 20, 16, false, RAW_LONG,
+         33 * MIB + 512, 3 << 20, 1, 0)
+SCRIBBLE(version_2_over_a_shorter_raw_file, 2, 4096, 16, false, RAW_SHORT,
+         16 * MIB + 512, 200000, 2, 0)
+SCRIBBLE(version_2_without_backing, 2, 65536, 16, false, NONE, 16 * MIB, 300000, 4, 0)
+SCRIBBLE(lazy_refcounts, 3, 4096, 16, true, RAW_LONG, 16 * MIB, 200000, 2, 0)
+SCRIBBLE(refcounts_of_1_bit, 3, 4096, 1, false, NONE, 16 * MIB, 200000, 4, 0)
+SCRIBBLE(refcounts_of_64_bits, 3, 512, 64, false, NONE, 4 * MIB, 60000, 4, 0)
+/* Direct I/O: the core reads, patches and writes what is not aligned. */
+SCRIBBLE(direct_small_clusters, 3, 512, 16, false, RAW_SHORT, 4 * MIB + 512, 60000, 20,
+         BLK_O_DIRECT)
+SCRIBBLE(direct_64k, 3, 65536, 16, false, QCOW2_LONG, 16 * MIB + 512, 200000, 20, BLK_O_DIRECT)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(clusters_of_512_over_a_shorter_raw_file),
+        cmocka_unit_test(clusters_of_4k_over_a_longer_qcow2),
+        cmocka_unit_test(clusters_of_64k_over_a_shorter_qcow2),
+        cmocka_unit_test(clusters_of_2m_over_a_longer_raw_file),
+        cmocka_unit_test(version_2_over_a_shorter_raw_file),
+        cmocka_unit_test(version_2_without_backing),
+        cmocka_unit_test(lazy_refcounts),
+        cmocka_unit_test(refcounts_of_1_bit),
+        cmocka_unit_test(refcounts_of_64_bits),
+        cmocka_unit_test(direct_small_clusters),
+        cmocka_unit_test(direct_64k),
+    };
+
+    blk_program = "scribble";
+    cmocka_set_message_output(CM_OUTPUT_TAP);
+    if (getenv("SCRIBBLE_ONLY")) {
+        cmocka_set_test_filter(getenv("SCRIBBLE_ONLY"));
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

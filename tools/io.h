@@ -1,0 +1,47 @@
+/*
+ * io.h - what the files of platter-io share: the arguments of one command and how
+ * they are parsed and reported.  Whatever is wrong with an argument is printed
+ * where it is found; functions then return false.
+ */
+#ifndef PLATTER_IO_H
+#define PLATTER_IO_H
+
+#include "block/block.h"
+
+/* What the option letters of one command said. */
+struct io_args {
+    bool quiet, verbose, zero, unmap, no_fallback, compressed, fua, ignore_error;
+    bool has_pattern;
+    uint8_t pattern;
+    uint64_t check_off, check_len;      /* read -s / -l: where to verify */
+    bool has_check_len;
+    const char *source;                 /* write -s */
+    uint64_t offset, length;
+    struct iovec *iov;                  /* owned, over buf */
+    int iovcnt;
+    uint8_t *buf;                       /* owned, blk_buf_alloc */
+};
+
+/* 65536 -> "64 KiB", as qemu-io's cvtstr(). */
+void io_size_text(double value, char *out, size_t size);
+/* "wrote 512/512 bytes at offset 0" and the rate, unless -q. */
+void io_report(const char *verb, const struct io_args *a, uint64_t ns);
+void io_dump(const uint8_t *buf, uint64_t offset, uint64_t len);
+/* True if the checked part of a's buffer holds the pattern. */
+bool io_verify(const struct io_args *a);
+
+/* A size with an optional suffix, or 0x... */
+bool io_number(const char *s, uint64_t *out);
+/* Takes the letters in "allowed" (getopt syntax); is_read decides what -s means.
+ * Returns the index of the first word after the options, or -1. */
+int io_letters(struct io_args *a, int argc, char **argv, const char *allowed, bool is_read);
+/* OFFSET LEN [LEN ...] from argv[at] on: fills offset, length and the iov over a
+ * fresh buffer (no buffer unless want_buf: zero writes and discards). */
+bool io_extent(struct io_args *a, int argc, char **argv, int at, bool many, bool want_buf);
+/* read -s/-l lie within what is read. */
+bool io_check_range(const struct io_args *a);
+/* Repeats the -s file's content over the buffer. */
+bool io_fill_from_file(struct io_args *a);
+void io_args_release(struct io_args *a);
+
+#endif
