@@ -38,6 +38,7 @@ class Net:
     duplicate = swap = 0
     total = {"up": 0, "down": 0}
     connections = 0
+    cut_count = 0               # how often all connections were cut
     pairs = set()
     listener = None
 
@@ -151,6 +152,7 @@ def connection(client):
         cut = Net.cuts.pop(0) if Net.cuts else Net.every
         refused = Net.refuse > 0
         Net.refuse -= refused
+        born = Net.cut_count
     try:
         if refused:
             reset(client)
@@ -161,6 +163,9 @@ def connection(client):
         return
     with LOCK:
         Net.pairs.add(pair)
+        if born != Net.cut_count:       # "all connections" were cut while this one was made
+            reset(pair.client)
+            reset(pair.server)
     pair.run()
 
 
@@ -184,6 +189,7 @@ def listen(port):
 
 
 def cut_all():
+    Net.cut_count += 1
     for pair in list(Net.pairs):
         reset(pair.client)
         reset(pair.server)
