@@ -25,9 +25,10 @@ missing()
 
 case ${1-} in
 --check)
+    CC=${CC:-gcc}
     # What the compiler finds counts here, not where it came from.
     lack=
-    command -v "${CC:-gcc}" >/dev/null || lack="$lack ${CC:-gcc}"
+    command -v "${CC%% *}" >/dev/null || lack="$lack ${CC%% *}"
     command -v iasl >/dev/null || lack="$lack iasl"
     if command -v "${PKG_CONFIG:-pkg-config}" >/dev/null; then
         for lib in jansson zlib libzstd; do
