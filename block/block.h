@@ -397,6 +397,11 @@ int blk_backing_reopen_rw(struct blk_node *n, struct blk_error *e);
 enum blk_snapshot_op { BLK_SNAPSHOT_CREATE, BLK_SNAPSHOT_APPLY, BLK_SNAPSHOT_DELETE };
 int blk_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name,
                  struct blk_error *e);
+/* From now on n, which is read-only and has nothing in flight, reads as the snapshot
+ * does and has its size; the image is not changed.  id and name: both must match,
+ * NULL matches all.  -ENOTSUP; -ENOENT: no such snapshot; -EINVAL: n is writable. */
+int blk_snapshot_load(struct blk_node *n, const char *id, const char *name,
+                      struct blk_error *e);
 
 /* Disk usage in bytes of a node's own storage, or -1 where unknown. */
 int64_t blk_allocated_size(struct blk_node *n);

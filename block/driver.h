@@ -108,6 +108,9 @@ struct blk_driver {
                           struct blk_error *e);
     int (*snapshot)(struct blk_node *n, enum blk_snapshot_op op, const char *name,
                     struct blk_error *e);
+    /* Fiber; n is read-only: see blk_snapshot_load(). */
+    int (*snapshot_load)(struct blk_node *n, const char *id, const char *name,
+                         struct blk_error *e);
     int64_t (*allocated_size)(struct blk_node *n);
     int (*length)(struct blk_node *n, uint64_t *out);   /* protocols: fresh length */
     /* Protocols: a text that is equal for two nodes on the same storage

@@ -253,6 +253,31 @@ int blk_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name,
     return blk_run(n->loop, snapshot_fiber, &a);
 }
 
+struct snapshot_load_args {
+    struct blk_node *n;
+    const char *id, *name;
+    struct blk_error *e;
+};
+
+static int snapshot_load_fiber(void *arg)
+{
+    struct snapshot_load_args *a = arg;
+    return a->n->drv->snapshot_load(a->n, a->id, a->name, a->e);
+}
+
+int blk_snapshot_load(struct blk_node *n, const char *id, const char *name, struct blk_error *e)
+{
+    struct snapshot_load_args a = { n, id, name, e };
+    if (!n->drv->snapshot_load) {
+        return blk_err(e, ENOTSUP, "Block format '%s' used by device '' does not support "
+                       "temporarily loading internal snapshots", n->drv->name);
+    }
+    if (!n->read_only) {
+        return blk_err(e, EINVAL, "Device is not readonly");
+    }
+    return blk_run(n->loop, snapshot_load_fiber, &a);
+}
+
 int64_t blk_allocated_size(struct blk_node *n)
 {
     int64_t sum = 0;

@@ -98,34 +98,6 @@ static int parse_workers(struct args *a, const char *s)
     return 0;
 }
 
-/* -l: an id or a name, or snapshot.id=ID,snapshot.name=NAME. */
-static int parse_snapshot(struct args *a, const char *s)
-{
-    struct blk_opts *o;
-    struct blk_error e = BLK_ERROR_INIT;
-    const char *key;
-
-    a->snapshot = s;
-    if (strncmp(s, "snapshot.", 9)) {
-        return 0;
-    }
-    o = blk_opts_new();
-    if (blk_opts_parse(o, s, NULL, &e) == 0) {
-        blk_opts_get(o, "snapshot.id");
-        blk_opts_get(o, "snapshot.name");
-        if ((key = blk_opts_unused(o))) {
-            blk_err(&e, EINVAL, "Invalid parameter '%s'", key);
-        }
-    }
-    blk_opts_free(o);
-    if (e.err) {
-        img_report(&e);
-        img_error("Failed in parsing snapshot param '%s'", s);
-        return 1;
-    }
-    return 0;
-}
-
 /* Options without a value. */
 static bool set_flag(struct args *a, int c)
 {
@@ -158,7 +130,8 @@ static int set_value(struct args *a, int c, const char *argv0)
     case 't': a->cache = optarg; return 0;
     case 'T': a->src_cache = optarg; return 0;
     case 'o': return img_add_options(&a->options, optarg) ? 1 : 0;
-    case 'l': return parse_snapshot(a, optarg);
+    case 'l': a->snapshot = optarg;
+        return img_check_snapshot(optarg) ? 1 : 0;
     case 'S': return parse_sparse(a, optarg);
     case 'm': return parse_workers(a, optarg);
     case 'r': return img_parse_size("rate limit", optarg, &a->c.rate) ? 1 : 0;
@@ -211,13 +184,32 @@ static int open_sources(struct args *a)
         return -ENOMEM;
     }
     for (size_t i = 0; i < c->nsrc; i++) {
-        struct convert_source *s = &c->src[i];
-
         im.filename = a->sources[i];
-        s->node = img_open(&im);
-        if (!s->node) {
+        c->src[i].node = img_open(&im);
+        if (!c->src[i].node) {
             return -EIO;
         }
+    }
+    return 0;
+}
+
+static int load_snapshot(struct args *a)
+{
+    if (a->c.nsrc > 1 && strncmp(a->snapshot, "snapshot.", 9)) {
+        img_error("No support for concatenating multiple snapshot");
+        return -EINVAL;
+    }
+    return img_load_snapshot(a->c.src[0].node, a->snapshot);
+}
+
+/* Where each source lies in the space of all. */
+static int place_sources(struct args *a)
+{
+    struct convert *c = &a->c;
+
+    for (size_t i = 0; i < c->nsrc; i++) {
+        struct convert_source *s = &c->src[i];
+
         s->start = c->total;
         s->length = (blk_size(s->node) + CONVERT_SECTOR - 1) & ~(CONVERT_SECTOR - 1ull);
         if (__builtin_add_overflow(c->total, s->length, &c->total) || c->total > BLK_SIZE_MAX) {
@@ -226,72 +218,6 @@ static int open_sources(struct args *a)
         }
     }
     return 0;
-}
-
-static bool has_value(const json_t *s, const char *key, const char *want)
-{
-    const char *have = json_string_value(json_object_get(s, key));
-
-    return have && !strcmp(have, want);
-}
-
-/* text: -l's argument; o: the same parsed, or NULL for a plain id or name. */
-static bool snapshot_matches(const json_t *s, const char *text, struct blk_opts *o)
-{
-    const char *id = o ? blk_opts_get(o, "snapshot.id") : NULL;
-    const char *name = o ? blk_opts_get(o, "snapshot.name") : NULL;
-
-    if (!o) {
-        return has_value(s, "id", text) || has_value(s, "name", text);
-    }
-    return (id || name) && (!id || has_value(s, "id", id)) && (!name || has_value(s, "name", name));
-}
-
-static bool snapshot_listed(const json_t *snapshots, const char *text)
-{
-    struct blk_opts *o = NULL;
-    bool found = false;
-    size_t i;
-    json_t *s;
-
-    if (!strncmp(text, "snapshot.", 9)) {
-        o = blk_opts_new();
-        blk_opts_parse(o, text, NULL, NULL);
-    }
-    json_array_foreach(snapshots, i, s) {
-        found |= snapshot_matches(s, text, o);
-    }
-    blk_opts_free(o);
-    return found;
-}
-
-/* Reading one is not supported yet: say which of the two it is. */
-static int refuse_snapshot(struct args *a)
-{
-    struct blk_info info = { 0 };
-    const char *format = blk_format_name(a->c.src[0].node);
-    struct blk_error e = BLK_ERROR_INIT;
-    bool found;
-
-    if (a->c.nsrc > 1 && strncmp(a->snapshot, "snapshot.", 9)) {
-        img_error("No support for concatenating multiple snapshot");
-        return -EINVAL;
-    }
-    if (strcmp(format, "qcow2")) {
-        img_error("Failed to load snapshot: Block format '%s' used by device '' does not support "
-                  "temporarily loading internal snapshots", format);
-        return -ENOTSUP;
-    }
-    if (blk_get_info(a->c.src[0].node, &info, &e)) {
-        img_report(&e);
-        return -EIO;
-    }
-    found = snapshot_listed(info.snapshots, a->snapshot);
-    blk_info_free(&info);
-    img_error("Failed to load snapshot: %s",
-              found ? "reading internal snapshots (-l) is not supported yet"
-                    : "Can't find snapshot");
-    return -ENOTSUP;
 }
 
 /* ---- the target ------------------------------------------------------------- */
@@ -513,7 +439,10 @@ static int convert_images(struct args *a)
 
     ret = open_sources(a);
     if (ret == 0 && a->snapshot) {
-        ret = refuse_snapshot(a);
+        ret = load_snapshot(a);
+    }
+    if (ret == 0) {
+        ret = place_sources(a);
     }
     if (ret == 0) {
         ret = prepare_target(a);
@@ -624,7 +553,7 @@ const struct img_command img_convert = {
         "  --source-image-opts, --image-opts\n"
         "     SRC_FILENAME is a complete image specification instead of a file name\n"
         "     (incompatible with --source-format)\n"
-        "  -l, --source-snapshot SNAPSHOT_PARAMS\n     read an internal snapshot (not supported yet)\n"
+        "  -l, --source-snapshot SNAPSHOT_PARAMS\n     copy an internal snapshot: its id or name, or\n     snapshot.id=ID,snapshot.name=NAME\n"
         "  -T, --source-cache SRC_CACHE\n     cache mode of the source images (writeback)\n"
         "  -O, --target-format TGT_FMT\n     specify the format of TGT_FILENAME (raw)\n"
         "  --target-image-opts\n"

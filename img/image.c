@@ -127,3 +127,54 @@ int img_close(struct blk_node *n)
     }
     return err;
 }
+
+/* ---- snapshots as sources ------------------------------------------------------ */
+
+#define SNAPSHOT_KEYS "snapshot."
+
+int img_check_snapshot(const char *text)
+{
+    struct blk_opts *o;
+    struct blk_error e = BLK_ERROR_INIT;
+    const char *key;
+
+    if (strncmp(text, SNAPSHOT_KEYS, strlen(SNAPSHOT_KEYS))) {
+        return 0;
+    }
+    o = blk_opts_new();
+    if (blk_opts_parse(o, text, NULL, &e) == 0) {
+        blk_opts_get(o, "snapshot.id");
+        blk_opts_get(o, "snapshot.name");
+        if ((key = blk_opts_unused(o))) {
+            blk_err(&e, EINVAL, "Invalid parameter '%s'", key);
+        }
+    }
+    blk_opts_free(o);
+    if (e.err) {
+        img_report(&e);
+        img_error("Failed in parsing snapshot param '%s'", text);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+int img_load_snapshot(struct blk_node *n, const char *text)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    int err;
+
+    if (!strncmp(text, SNAPSHOT_KEYS, strlen(SNAPSHOT_KEYS))) {
+        struct blk_opts *o = blk_opts_new();
+        blk_opts_parse(o, text, NULL, NULL);
+        err = blk_snapshot_load(n, blk_opts_get(o, "snapshot.id"),
+                                blk_opts_get(o, "snapshot.name"), &e);
+        blk_opts_free(o);
+    } else if ((err = blk_snapshot_load(n, text, NULL, &e)) == -ENOENT) {
+        blk_error_clear(&e);
+        err = blk_snapshot_load(n, NULL, text, &e);
+    }
+    if (err) {
+        img_report_prefixed(&e, "Failed to load snapshot: ");
+    }
+    return err;
+}

@@ -123,6 +123,12 @@ struct blk_node *img_open(const struct img_image *im);
 /* Close; prints what went wrong. Returns 0 or -errno. NULL is fine. */
 int img_close(struct blk_node *n);
 
+/* -l of convert and measure: an id or, if no snapshot has that id, a name; or
+ * "snapshot.id=ID,snapshot.name=NAME".  check: is it well-formed?  load: n, read-only,
+ * reads as that snapshot from now on.  Both print what is wrong; 0 or -errno. */
+int img_check_snapshot(const char *text);
+int img_load_snapshot(struct blk_node *n, const char *text);
+
 /* The overlay in top's chain whose backing file is called name (chain.c), as qemu-img
  * finds it; NULL: none is. */
 struct blk_node *img_find_backing(struct blk_node *top, const char *name);

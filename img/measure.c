@@ -9,7 +9,7 @@
 
 struct measure {
     struct img_image image;     /* filename NULL: measure a size */
-    const char *target_format;
+    const char *target_format, *snapshot;
     char *options;
     bool json, has_size;
     uint64_t size;
@@ -89,7 +89,7 @@ static int measure_run(void *arg)
     if (m->image.filename && !(src = img_open(&m->image))) {
         return 1;
     }
-    status = measure_target(m, src);
+    status = m->snapshot && img_load_snapshot(src, m->snapshot) ? 1 : measure_target(m, src);
     return img_close(src) ? 1 : status;
 }
 
@@ -100,7 +100,7 @@ static int check_arguments(struct measure *m, int argc, char **argv)
         return 1;
     }
     m->image.filename = argc > optind ? argv[optind] : NULL;
-    if (!m->image.filename && (m->image.image_opts || m->image.format)) {
+    if (!m->image.filename && (m->image.image_opts || m->image.format || m->snapshot)) {
         img_error("--image-opts, -f, and -l require a filename argument.");
         return 1;
     }
@@ -142,8 +142,11 @@ static int parse_options(struct measure *m, int argc, char **argv)
             m->image.format = optarg;
             break;
         case 'l':
-            img_error("Measuring a snapshot (-l) is not supported yet");
-            return 1;
+            m->snapshot = optarg;
+            if (img_check_snapshot(optarg)) {
+                return 1;
+            }
+            break;
         case 'O':
             m->target_format = optarg;
             break;
@@ -200,13 +203,15 @@ const struct img_command img_measure = {
     .name = "measure",
     .summary = "Calculate the file size a new image needs",
     .synopsis = "[-f FMT | --image-opts] [-O FMT] [-o OPTIONS] [--output human|json]\n"
-                "        [-U] (--size SIZE | FILENAME)",
+                "        [-l SNAPSHOT] [-U] (--size SIZE | FILENAME)",
     .arguments =
         "  -O, --target-format FMT\n     format of the new image (default raw)\n"
         "  -o, --options KEY=VALUE,...\n     its creation options\n"
         "  --size SIZE\n     measure an empty image of this size\n"
         "  -f, --format FMT\n     format of FILENAME (default: found out)\n"
         "  --image-opts\n     FILENAME is a list of options, KEY=VALUE,...\n"
+        "  -l, --snapshot SNAPSHOT\n     measure an internal snapshot of FILENAME: its id or name, or\n"
+        "     snapshot.id=ID,snapshot.name=NAME\n"
         "  --output human|json\n     how to print\n"
         "  -U, --force-share\n     take no locks on FILENAME\n"
         "  --object OBJDEF\n     an object such as a secret\n"

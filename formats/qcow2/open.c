@@ -288,6 +288,7 @@ const struct blk_driver blk_qcow2 = {
     .info = qcow2_info,
     .check = qcow2_check,
     .snapshot = qcow2_snapshot,
+    .snapshot_load = qcow2_snapshot_load,
     .make_empty = qcow2_make_empty,
     .change_backing = qcow2_change_backing,
     .measure = qcow2_measure,

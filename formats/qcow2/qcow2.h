@@ -385,6 +385,8 @@ int qcow2_snapshots_info(struct qcow2 *q, json_t **out, struct blk_error *e);
 /* The driver's snapshot op (snapshot_ops.c). Fiber; nothing in flight, nothing dirty. */
 int qcow2_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name,
                    struct blk_error *e);
+int qcow2_snapshot_load(struct blk_node *n, const char *id, const char *name,
+                        struct blk_error *e);
 /* The table and the snapshots' L1 tables are metadata. Fiber. */
 int qcow2_snapshots_mark(struct qcow2 *q);
 

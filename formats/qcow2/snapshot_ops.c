@@ -529,6 +529,54 @@ static int apply(struct qcow2 *q, const struct qcow2_snapshot *s, struct blk_err
 
 /* ---- the op ------------------------------------------------------------------------------------ */
 
+static bool is_wanted(const struct qcow2_snapshot *s, const char *id, const char *name)
+{
+    return (!id || !strcmp(s->id, id)) && (!name || !strcmp(s->name, name));
+}
+
+/* Reads go by the snapshot's L1 table: nothing else of a read-only image depends on
+ * which one is active. */
+static int load(struct qcow2 *q, const struct qcow2_snapshot *s, struct blk_error *e)
+{
+    uint64_t per_l2 = (uint64_t)q->cluster_size << q->l2_bits, *l1;
+    int err = s->size > BLK_SIZE_MAX ? blk_err(e, EFBIG, "The snapshot's disk is too large")
+                                     : load_l1(q, s, &l1, e);
+    if (err) {
+        return err;
+    }
+    if (s->size / per_l2 + !!(s->size % per_l2) > s->l1_size) {
+        free(l1);
+        return blk_err(e, EINVAL, "The snapshot's L1 table is too small for its disk");
+    }
+    qcow2_cache_drop(q);
+    free(q->l1);
+    q->l1 = l1;
+    q->h.l1_offset = s->l1_offset;
+    q->h.l1_size = s->l1_size;
+    q->h.size = s->size;
+    q->n->size = s->size & ~511ull;
+    return 0;
+}
+
+int qcow2_snapshot_load(struct blk_node *n, const char *id, const char *name, struct blk_error *e)
+{
+    struct qcow2 *q = n->state;
+    struct qcow2_snapshot *s;
+    uint64_t bytes;
+    uint32_t i = 0, count = q->h.nb_snapshots;
+    int err = qcow2_snapshots_read(q, &s, &bytes, e);
+
+    if (err) {
+        return err;
+    }
+    while (i < count && !is_wanted(&s[i], id, name)) {
+        i++;
+    }
+    err = i == count ? blk_err(e, ENOENT, "Can't find snapshot") : load(q, &s[i], e);
+    qcow2_snapshots_free(q, s);
+    return err;
+}
+
 static int find(const struct table *t, uint32_t count, const char *name, bool ids, uint32_t *out)
 {
     for (int by_name = !ids; by_name < 2; by_name++) {

@@ -199,6 +199,18 @@ suite.table(r'''
     convert --bitmaps -O qcow2 a.qcow2 out.img
     convert --bitmaps a.qcow2 out.img
     convert --bitmaps -O qcow2 a.qcow2 b.qcow2 out.img
+    convert -l first snap.qcow2 out.img
+    convert -l another -O qcow2 snap.qcow2 out.qcow2
+    convert -l 1 -O qcow2 snap.qcow2 out.qcow2
+    convert -l snapshot.id=2 snap.qcow2 out.img
+    convert -l snapshot.id=2,snapshot.name=first snap.qcow2 out.img
+    convert -l snapshot.name=first snap.qcow2 out.img
+    convert -l one snaptop.qcow2 out.img
+    convert -l packed snapcomp.qcow2 out.img
+    convert -l first -n snap.qcow2 raw.img
+    ~snapshot-size convert -l small snapbase.qcow2 out.img
+        files|
+    convert -l large -O qcow2 snapbase.qcow2 out.qcow2
     convert -l first raw.img out.img
     convert -l gone snap.qcow2 out.img
     convert -l first a.qcow2 snap.qcow2 out.img

@@ -92,10 +92,14 @@ suite.table(r'''
     # not yet
     ~not-yet measure -O qcow2 bitmap.qcow2
         out| \Arequired size: \d+\nfully allocated size: \d+\n\Z
-    ~not-yet measure -l first snap.qcow2
-        out| ^$
-        err| ^IMG: Measuring a snapshot \(-l\) is not supported yet$
-        status| 1
+    measure -l first snap.qcow2
+    measure -O qcow2 -l first snap.qcow2
+    measure -O qcow2 -l 2 snap.qcow2
+    measure -O qcow2 -l gone snap.qcow2
+    measure -O qcow2 -l first raw.img
+    measure -O qcow2 -l snapshot.bad=1 snap.qcow2
+    measure -l first --size 1M
+    measure -l first
 
     # what differs on purpose
     ~help-text measure --help
