@@ -361,6 +361,8 @@ const char *blk_filename(const struct blk_node *n);      /* as given, redacted *
 struct blk_node *blk_file(const struct blk_node *n);     /* protocol child or NULL */
 struct blk_node *blk_data_file(const struct blk_node *n);/* external data file or NULL */
 struct blk_node *blk_backing(const struct blk_node *n);  /* or NULL */
+/* i-th further file of an image that has several, or NULL; *name is how QEMU calls it. */
+struct blk_node *blk_more_file(const struct blk_node *n, unsigned i, const char **name);
 struct blk_loop *blk_node_loop(const struct blk_node *n);
 const struct blk_limits *blk_node_limits(const struct blk_node *n);
 enum blk_cap blk_can_zero(const struct blk_node *n);

@@ -80,24 +80,48 @@ static int create_storage(struct create_args *a, bool whole_size)
     return err;
 }
 
+/* Storage just made, open to be filled. */
+static int open_storage(struct create_args *a, struct blk_node **file)
+{
+    struct blk_opts *fo = blk_opts_new();
+    int err = blk_open_protocol(a->l, a->filename, fo, BLK_O_RDWR | BLK_O_RESIZE, file, a->e);
+    blk_opts_free(fo);
+    if (!err && (err = blk_lock_storage(*file, true, a->e))) {
+        blk_close(*file, NULL);
+        *file = NULL;
+    }
+    return err;
+}
+
+int blk_create_more(struct blk_node *file, const char *name, struct blk_opts *o,
+                    struct blk_node **out, struct blk_error *e)
+{
+    char *full = blk_resolve_name(file->filename, name);
+    struct create_args a = { .l = file->loop, .proto = file->drv, .filename = full, .o = o,
+                             .e = e };
+    int err = full ? create_storage(&a, false) : -ENOMEM;
+
+    err = err ? err : open_storage(&a, out);
+    free(full);
+    return err;
+}
+
 static int create_fiber(void *arg)
 {
     struct create_args *a = arg;
     bool raw = !strcmp(a->fmt->name, "raw");
     struct blk_node *file = NULL;
-    int err = create_storage(a, raw || a->fmt->protocol);
+    int err = a->fmt->create_check ? a->fmt->create_check(a->o, a->e) : 0;
 
+    err = err ? err : create_storage(a, raw || a->fmt->protocol);
     if (err || raw || a->fmt->protocol) {
         return err;
     }
-    struct blk_opts *fo = blk_opts_new();
-    err = blk_open_protocol(a->l, a->filename, fo, BLK_O_RDWR | BLK_O_RESIZE, &file, a->e);
-    blk_opts_free(fo);
+    err = open_storage(a, &file);
     if (err) {
         return err;
     }
-    err = blk_lock_storage(file, true, a->e);
-    err = err ? err : a->fmt->create(a->l, file, a->o, a->e);
+    err = a->fmt->create(a->l, file, a->o, a->e);
     int r = blk_close(file, err ? NULL : a->e);
     err = err ? err : r;
     if (err) {

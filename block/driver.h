@@ -20,6 +20,12 @@
 
 struct blk_driver;
 
+/* Further storage of an image that is more than one file: an extent. */
+struct blk_child {
+    char name[24];                  /* as QEMU calls it: "extents.0" */
+    struct blk_node *node;
+};
+
 struct blk_node {
     const struct blk_driver *drv;
     void *state;                    /* driver's, allocated in open, freed in close */
@@ -39,6 +45,8 @@ struct blk_node {
 
     /* Children, owned; closed by the core after the driver's close(). */
     struct blk_node *file, *data_file, *backing;
+    struct blk_child *more;         /* nmore of them, see blk_open_more() */
+    unsigned nmore;
     struct blk_chainmap *chainmap;  /* merged map of n's own chain, or NULL */
     char *backing_urls;             /* protocols names inside images may use */
 
@@ -117,6 +125,8 @@ struct blk_driver {
      * ("dev:ino"); what finds backing loops. NULL: the file name is compared. */
     int (*identity)(struct blk_node *n, char *buf, size_t len);
 
+    /* Formats; optional: refuse options before anything is touched.  Fiber. */
+    int (*create_check)(struct blk_opts *o, struct blk_error *e);
     /* Formats: write an empty image into file (open read-write, empty).
      * Protocols: create the storage ("size", "preallocation", ...), file NULL,
      * the name in o's "filename". Fiber. */
@@ -175,6 +185,15 @@ void blk_filter_inherit(struct blk_node *n);
  * only unless allowed, relative to n's own file; raw, n's own flags. */
 int blk_open_data_file(struct blk_node *n, const char *name, struct blk_opts *o,
                        struct blk_error *e);
+/* Fiber. The same for one more file of the image, added to n->more as "PREFIX.I";
+ * o: what the user said about it, or empty. */
+int blk_open_more(struct blk_node *n, const char *prefix, const char *name, struct blk_opts *o,
+                  struct blk_error *e);
+/* Fiber, in create(): make one more file of the image that lies in file: name is
+ * resolved against file's own, o is what create() was given.  Empty, open for
+ * writing, the caller's to blk_close(). */
+int blk_create_more(struct blk_node *file, const char *name, struct blk_opts *o,
+                    struct blk_node **out, struct blk_error *e);
 /* May a name found inside n's image be opened?  Plain paths always. */
 int blk_check_inner_name(const struct blk_node *n, const char *name, struct blk_error *e);
 

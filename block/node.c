@@ -18,6 +18,16 @@ const char *blk_filename(const struct blk_node *n) { return n->shown; }
 struct blk_node *blk_file(const struct blk_node *n) { return n->file; }
 struct blk_node *blk_data_file(const struct blk_node *n) { return n->data_file; }
 struct blk_node *blk_backing(const struct blk_node *n) { return n->backing; }
+
+struct blk_node *blk_more_file(const struct blk_node *n, unsigned i, const char **name)
+{
+    if (i >= n->nmore) {
+        return NULL;
+    }
+    *name = n->more[i].name;
+    return n->more[i].node;
+}
+
 struct blk_loop *blk_node_loop(const struct blk_node *n) { return n->loop; }
 const struct blk_limits *blk_node_limits(const struct blk_node *n) { return &n->limits; }
 enum blk_cap blk_can_zero(const struct blk_node *n) { return n->can_zero; }
@@ -62,6 +72,7 @@ void blk_node_free(struct blk_node *n)
     free(n->backing_urls);
     blk_opts_free(n->given);
     free(n->identity);
+    free(n->more);
     free(n->stats);
     free(n);
 }
@@ -81,6 +92,12 @@ void blk_filter_inherit(struct blk_node *n)
 
 /* ---- closing ------------------------------------------------------------------- */
 
+/* The i-th storage of a layer, NULL where there is none, up to 2 + n->nmore. */
+static struct blk_node *storage_at(const struct blk_node *n, unsigned i)
+{
+    return i == 0 ? n->file : i == 1 ? n->data_file : n->more[i - 2].node;
+}
+
 /* Driver and storage of one layer; the backing node is the caller's. */
 static int layer_close(struct blk_node *n, struct blk_error *e)
 {
@@ -97,8 +114,8 @@ static int layer_close(struct blk_node *n, struct blk_error *e)
         r = n->drv->close(n, e);
         err = err ? err : r;
     }
-    for (int i = 0; i < 2; i++) {
-        struct blk_node *child = i ? n->data_file : n->file;
+    for (unsigned i = 0; i < 2 + n->nmore; i++) {
+        struct blk_node *child = storage_at(n, i);
         if (child) {
             r = layer_close(child, e);
             err = err ? err : r;
@@ -284,8 +301,8 @@ int64_t blk_allocated_size(struct blk_node *n)
     if (n->drv->allocated_size) {
         return n->drv->allocated_size(n);
     }
-    for (int i = 0; i < 2; i++) {
-        struct blk_node *child = i ? n->data_file : n->file;
+    for (unsigned i = 0; i < 2 + n->nmore; i++) {
+        struct blk_node *child = storage_at(n, i);
         int64_t v = child ? blk_allocated_size(child) : 0;
         if (v < 0) {
             return v;

@@ -210,6 +210,9 @@ static int open_format(struct blk_node *file, const struct blk_driver *drv, bool
         if (n->data_file) {
             blk_close(n->data_file, NULL);
         }
+        while (n->nmore) {
+            blk_close(n->more[--n->nmore].node, NULL);
+        }
         blk_node_free(n);
         return err;
     }
@@ -501,8 +504,9 @@ int blk_open(struct blk_loop *l, const struct blk_open_args *a, struct blk_node 
     return blk_run(l, open_fiber, &oa);
 }
 
-int blk_open_data_file(struct blk_node *n, const char *name, struct blk_opts *o,
-                       struct blk_error *e)
+/* Storage that n's image names, opened and locked. */
+static int open_named(struct blk_node *n, const char *name, struct blk_opts *o,
+                      struct blk_node **out, struct blk_error *e)
 {
     char *full = NULL;
     int err = 0;
@@ -515,11 +519,34 @@ int blk_open_data_file(struct blk_node *n, const char *name, struct blk_opts *o,
         }
     }
     if (!err) {
-        err = blk_open_protocol(n->loop, full, o, n->oflags & ~ROOT_FLAGS, &n->data_file, e);
-    }
-    if (!err) {
-        err = blk_lock_storage(n->data_file, true, e);
+        err = blk_open_protocol(n->loop, full, o, n->oflags & ~ROOT_FLAGS, out, e);
     }
     free(full);
+    if (!err && (err = blk_lock_storage(*out, true, e))) {
+        blk_close(*out, NULL);
+        *out = NULL;
+    }
+    return err;
+}
+
+int blk_open_data_file(struct blk_node *n, const char *name, struct blk_opts *o,
+                       struct blk_error *e)
+{
+    return open_named(n, name, o, &n->data_file, e);
+}
+
+int blk_open_more(struct blk_node *n, const char *prefix, const char *name, struct blk_opts *o,
+                  struct blk_error *e)
+{
+    struct blk_child *more = realloc(n->more, (n->nmore + 1) * sizeof(*more));
+    if (!more) {
+        return blk_err(e, ENOMEM, "Cannot allocate memory");
+    }
+    n->more = more;
+    more += n->nmore;
+    *more = (struct blk_child){ 0 };
+    snprintf(more->name, sizeof(more->name), "%.8s.%u", prefix, n->nmore);
+    int err = open_named(n, name, o, &more->node, e);
+    n->nmore += !err;
     return err;
 }

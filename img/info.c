@@ -72,6 +72,23 @@ static int add_child(json_t *children, const char *name, struct blk_node *n, str
     return 0;
 }
 
+/* Last to first, as QEMU lists its children. */
+static int add_more_files(json_t *children, struct blk_node *n, struct blk_error *e)
+{
+    const char *name;
+    unsigned count = 0;
+    int err = 0;
+
+    while (blk_more_file(n, count, &name)) {
+        count++;
+    }
+    while (count && !err) {
+        struct blk_node *file = blk_more_file(n, --count, &name);
+        err = add_child(children, name, file, e);
+    }
+    return err;
+}
+
 /* A new object, or NULL with e set. */
 static json_t *gather(struct blk_node *n, struct blk_error *e)
 {
@@ -97,7 +114,7 @@ static json_t *gather(struct blk_node *n, struct blk_error *e)
     children = json_array();
     json_object_set_new(o, "children", children);
     json_object_set_new(o, "protocol", json_boolean(blk_is_protocol(n)));
-    if (add_child(children, "file", blk_file(n), e) ||
+    if (add_more_files(children, n, e) || add_child(children, "file", blk_file(n), e) ||
         add_child(children, "data-file", blk_data_file(n), e)) {
         json_decref(o);
         return NULL;
