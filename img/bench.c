@@ -23,7 +23,7 @@ enum {
 struct bench {
     /* Set by options. */
     const char *filename, *format, *aio;
-    bool image_opts, write, no_drain;
+    bool image_opts, write, no_drain, json;
     unsigned flags;
     uint64_t count, depth, offset, size, step, flush_interval, pattern;
 
@@ -187,14 +187,33 @@ static void print_plan(const struct bench *b)
     }
 }
 
+static int conclude(const struct bench *b, uint64_t first, double seconds)
+{
+    double per_second = seconds > 0 ? (double)b->count / seconds : 0;
+
+    if (!b->json) {
+        printf("Run completed in %3.3f seconds.\n", seconds);
+        return 0;
+    }
+    return img_json_result(json_pack(
+        "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "filename", b->filename,
+        "operation", b->write ? "write" : "read", "requests", (json_int_t)b->count,
+        "request-size", (json_int_t)b->size, "depth", (json_int_t)b->depth,
+        "offset", (json_int_t)first, "step-size", (json_int_t)b->step,
+        "flush-interval", (json_int_t)b->flush_interval, "seconds", seconds,
+        "requests-per-second", per_second, "bytes-per-second", per_second * (double)b->size));
+}
+
 static int measure(struct bench *b)
 {
-    uint64_t start;
+    uint64_t start, first = b->offset;
 
     b->image_size = (blk_size(b->node) + 511) & ~511ull;
     b->left = b->count;
     b->step = b->step ? b->step : b->size;
-    print_plan(b);
+    if (!b->json) {
+        print_plan(b);
+    }
     if (make_requests(b) < 0) {
         img_error("Could not allocate buffers: %s", strerror(ENOMEM));
         return 1;
@@ -210,8 +229,7 @@ static int measure(struct bench *b)
                   strerror(-b->err));
         return 1;
     }
-    printf("Run completed in %3.3f seconds.\n", (double)(blk_now_ns() - start) / 1e9);
-    return 0;
+    return conclude(b, first, (double)(blk_now_ns() - start) / 1e9);
 }
 
 static int run(void *arg)
@@ -251,6 +269,7 @@ static const struct option longs[] = {
     {"native", no_argument, NULL, 'n'},
     {"no-drain", no_argument, NULL, OPT_NO_DRAIN},
     {"offset", required_argument, NULL, 'o'},
+    {"output", required_argument, NULL, IMG_OPT_OUTPUT},
     {"pattern", required_argument, NULL, OPT_PATTERN},
     {"quiet", no_argument, NULL, 'q'},
     {"step-size", required_argument, NULL, 'S'},
@@ -330,7 +349,8 @@ static int bench_main(int argc, char **argv)
         if (c == '?') {
             return img_try_help(argv[0]);
         }
-        if (parse_option(&b, c)) {
+        if (c == IMG_OPT_OUTPUT ? img_parse_output(argv[0], optarg, &b.json)
+                                : parse_option(&b, c)) {
             return 1;
         }
     }
@@ -347,7 +367,7 @@ const struct img_command img_bench = {
     .synopsis = "[-f FMT | --image-opts] [-t CACHE] [-c COUNT] [-d DEPTH]\n"
                 "        [-o OFFSET] [-s BUFFER_SIZE] [-S STEP_SIZE] [-i AIO] [-n]\n"
                 "        [-w [--pattern PATTERN] [--flush-interval INTERVAL [--no-drain]]] [-U]\n"
-                "        FILENAME",
+                "        [--output human|json] FILENAME",
     .arguments =
         "  -q, --quiet\n     accepted for scripts written for qemu-img\n"
         "  -f, --format FMT\n     specify the format of FILENAME explicitly\n"
@@ -367,6 +387,7 @@ const struct img_command img_bench = {
         "  --flush-interval INTERVAL\n     issue a flush after this number of requests\n"
         "  --no-drain\n     do not wait for pending requests before flushing\n"
         "  -U, --force-share\n     open the image in shared mode for concurrent access\n"
+        "  --output human|json\n     how to print the result\n"
         "  FILENAME\n     image file name, or specification with --image-opts\n",
     .main = bench_main,
 };

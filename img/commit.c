@@ -19,9 +19,11 @@
 struct commit {
     struct img_image image;
     const char *base;           /* -b, or NULL: the overlay's own backing file */
-    bool drop, progress;
+    bool drop, progress, json;
     uint64_t rate;              /* bytes a second; 0: no limit */
     uint64_t rate_at;           /* when the next write may start */
+    uint64_t copied;            /* bytes that went down */
+    bool emptied;
 };
 
 /* The overlay whose backing file is the base, or NULL with the message printed. */
@@ -83,6 +85,7 @@ static int copy_down(struct commit *c, struct blk_node *top, struct blk_node *ba
         if (st.flags & BLK_ST_ALLOCATED) {
             len = st.flags & BLK_ST_ZERO ? len : BLK_MIN(len, COMMIT_CHUNK);
             err = commit_range(c, base, &st, off, len, buf);
+            c->copied += len;
         }
         off += len;
         img_progress_set(off, size, true);
@@ -111,12 +114,23 @@ static int commit_chain(struct commit *c, struct blk_node *top)
     }
     if (!err && !c->drop) {
         err = blk_make_empty(top, &e);
+        c->emptied = !err;
         err = err == -ENOTSUP ? 0 : err;
     }
     if (err) {
         img_report(&e);
     }
     return err;
+}
+
+static json_t *result(const struct commit *c, struct blk_node *top)
+{
+    struct blk_node *overlay = c->base ? img_find_backing(top, c->base) : top;
+    struct blk_node *base = overlay ? blk_backing(overlay) : NULL;
+
+    return json_pack("{s:s, s:s*, s:I, s:b}", "filename", blk_filename(top),
+                     "base", base ? blk_filename(base) : NULL,
+                     "committed-bytes", (json_int_t)c->copied, "emptied", c->emptied);
 }
 
 static int commit_run(void *arg)
@@ -132,9 +146,14 @@ static int commit_run(void *arg)
     img_progress_set(0, 100, false);
     err = commit_chain(c, top);
     img_progress_end();
+    json_t *done = !err && c->json ? result(c, top) : NULL;
     close_err = img_close(top);
     if (err || close_err) {
+        json_decref(done);
         return 1;
+    }
+    if (c->json) {
+        return img_json_result(done);
     }
     img_print(c->image.quiet, "Image committed.\n");
     return 0;
@@ -152,7 +171,8 @@ static int parse_options(struct commit *c, const char **cache, int argc, char **
         {"cache", required_argument, NULL, 't'},
         {"drop", no_argument, NULL, 'd'},
         {"base", required_argument, NULL, 'b'},
-        {"progress", no_argument, NULL, 'p'},
+        {"progress", optional_argument, NULL, 'p'},
+        {"output", required_argument, NULL, IMG_OPT_OUTPUT},
         {"rate", required_argument, NULL, 'r'},
         {NULL, 0, NULL, 0},
     };
@@ -169,7 +189,16 @@ static int parse_options(struct commit *c, const char **cache, int argc, char **
             c->drop = true;     /* what is above the base need not be the top's own */
             break;
         case 'd': c->drop = true; break;
-        case 'p': c->progress = true; break;
+        case 'p':
+            if (img_parse_progress(optarg, &c->progress)) {
+                return 1;
+            }
+            break;
+        case IMG_OPT_OUTPUT:
+            if (img_parse_output(argv[0], optarg, &c->json)) {
+                return 1;
+            }
+            break;
         case 'r':
             if (img_parse_size("rate limit", optarg, &c->rate)) {
                 return 1;
@@ -211,10 +240,11 @@ const struct img_command img_commit = {
     .name = "commit",
     .summary = "Commit image to its backing file",
     .synopsis = "[-f FMT | --image-opts] [-t CACHE] [-b BASE] [-d] [-r RATE]\n"
-                "        [-p] [-q] FILENAME",
+                "        [-p] [-q] [--progress=FD|json] [--output human|json] FILENAME",
     .arguments =
         "  -q, --quiet\n     say nothing unless it fails\n"
         "  -p, --progress\n     show how far it is\n"
+        "  --progress=FD|json\n     lines of JSON about it, to file descriptor FD or standard error\n"
         "  -f, --format FMT\n     format of the image (default: found out)\n"
         "  --image-opts\n     FILENAME is a list of options, KEY=VALUE,...\n"
         "  -t, --cache MODE\n     none, writeback (default), writethrough, directsync, unsafe\n"
@@ -222,6 +252,7 @@ const struct img_command img_commit = {
         "  -b, --base BASE\n     an image of the chain to commit to, instead of the one below\n"
         "     FILENAME (implies -d)\n"
         "  -r, --rate RATE\n     limit writing to RATE bytes a second\n"
+        "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     an object such as a secret\n",
     .main = commit_main,
 };

@@ -182,6 +182,7 @@ int img_parse_output(const char *argv0, const char *s, bool *json)
 {
     if (!strcmp(s, "json")) {
         *json = true;
+        img_progress_to_stderr();
     } else if (!strcmp(s, "human")) {
         *json = false;
     } else {

@@ -46,7 +46,7 @@ struct piece {
 struct compare {
     struct side side[2];
     uint64_t common, total;         /* shorter and longer size */
-    bool strict, quiet;
+    bool strict, quiet, json;
 
     struct co_mutex lock;
     uint64_t pos, done;
@@ -71,11 +71,31 @@ static void report(struct compare *c, const struct finding *f)
     }
 }
 
+/* What was found, for a program; size: the sizes differ and nothing else was looked at. */
+static int print_result(const struct compare *c, bool size)
+{
+    const struct finding *f = &c->found;
+    bool same = f->kind == FOUND_NOTHING && !size;
+    json_t *v = json_pack("{s:b, s:b}", "identical", same, "size-mismatch", c->common != c->total);
+
+    if (v && !same) {
+        json_object_set_new(v, "reason", json_string(size ? "size" : f->kind == FOUND_CONTENT
+                                                         ? "content" : "status"));
+    }
+    if (v && !same && !size) {
+        json_object_set_new(v, "offset", json_integer((json_int_t)f->offset));
+    }
+    return img_json_result(v) ? 4 : !same;
+}
+
 /* Prints; returns the exit status. */
 static int conclude(const struct compare *c)
 {
     const struct finding *f = &c->found;
 
+    if (c->json && f->kind < FOUND_READ_ERROR) {
+        return print_result(c, false);
+    }
     switch (f->kind) {
     case FOUND_NOTHING:
         img_print(c->quiet, "Images are identical.\n");
@@ -355,7 +375,7 @@ static int compare_images(struct compare *c)
         blk_buf_free(workers[i].buf[0]);
         blk_buf_free(workers[i].buf[1]);
     }
-    if (c->common != c->total && (c->found.kind == FOUND_NOTHING || c->found.at >= c->common)) {
+    if (!c->json && c->common != c->total && (c->found.kind == FOUND_NOTHING || c->found.at >= c->common)) {
         img_print(c->quiet, "Warning: Image size mismatch!\n");
     }
     return conclude(c);
@@ -365,7 +385,7 @@ static int compare_images(struct compare *c)
 
 struct args {
     const char *name[2], *format[2], *cache;
-    bool image_opts, progress, quiet, strict, share;
+    bool image_opts, progress, quiet, strict, share, json;
 };
 
 static int open_sides(const struct args *a, struct compare *c)
@@ -395,7 +415,7 @@ static int open_sides(const struct args *a, struct compare *c)
 static int run(void *arg)
 {
     const struct args *a = arg;
-    struct compare c = { .strict = a->strict, .quiet = a->quiet };
+    struct compare c = { .strict = a->strict, .quiet = a->quiet, .json = a->json };
     int status = 2;
 
     img_progress_start(a->progress && !a->quiet, 2.0);
@@ -404,8 +424,12 @@ static int run(void *arg)
         c.total = BLK_MAX(c.side[0].size, c.side[1].size);
         img_progress_set(0, 100, false);
         if (a->strict && c.common != c.total) {
-            img_print(a->quiet, "Strict mode: Image size mismatch!\n");
-            status = 1;
+            if (a->json) {
+                status = print_result(&c, true);
+            } else {
+                img_print(a->quiet, "Strict mode: Image size mismatch!\n");
+                status = 1;
+            }
         } else {
             status = compare_images(&c);
         }
@@ -426,7 +450,8 @@ static const struct option longs[] = {
     {"force-share", no_argument, NULL, 'U'},
     {"image-opts", no_argument, NULL, IMG_OPT_IMAGE_OPTS},
     {"object", required_argument, NULL, IMG_OPT_OBJECT},
-    {"progress", no_argument, NULL, 'p'},
+    {"output", required_argument, NULL, IMG_OPT_OUTPUT},
+    {"progress", optional_argument, NULL, 'p'},
     {"quiet", no_argument, NULL, 'q'},
     {"strict", no_argument, NULL, 's'},
     {NULL, 0, NULL, 0},
@@ -443,11 +468,20 @@ static int compare_main(int argc, char **argv)
         case 'f': a.format[0] = optarg; break;
         case 'F': a.format[1] = optarg; break;
         case 'T': a.cache = optarg; break;
-        case 'p': a.progress = true; break;
+        case 'p':
+            if (img_parse_progress(optarg, &a.progress)) {
+                return 2;
+            }
+            break;
         case 'q': a.quiet = true; break;
         case 's': a.strict = true; break;
         case 'U': a.share = true; break;
         case IMG_OPT_IMAGE_OPTS: a.image_opts = true; break;
+        case IMG_OPT_OUTPUT:
+            if (img_parse_output(argv[0], optarg, &a.json)) {
+                return 2;
+            }
+            break;
         case IMG_OPT_OBJECT:
             if (img_add_object(optarg)) {
                 return 2;
@@ -468,10 +502,12 @@ const struct img_command img_compare = {
     .name = "compare",
     .summary = "Check if two images have the same contents",
     .synopsis = "[--image-opts | [-f FMT] [-F FMT]] [-s]\n"
+                "        [-p] [--progress=FD|json] [-q] [--output human|json]\n"
                 "        [-T CACHE] [-U] [--object OBJDEF] FILENAME1 FILENAME2",
     .arguments =
         "  -q, --quiet\n     quiet operation\n"
         "  -p, --progress\n     show operation progress\n"
+        "  --progress=FD|json\n     lines of JSON about it, to file descriptor FD or standard error\n"
         "  -f, --a-format FMT\n     specify the format of FILENAME1 explicitly\n"
         "  -F, --b-format FMT\n     specify the format of FILENAME2 explicitly\n"
         "  --image-opts\n     the FILENAMEs are complete image specifications instead of file\n"
@@ -479,6 +515,7 @@ const struct img_command img_compare = {
         "  -s, --strict\n     also check that sizes and allocation are equal\n"
         "  -T, --cache CACHE_MODE\n     cache mode of the images (writeback)\n"
         "  -U, --force-share\n     open images in shared mode for concurrent access\n"
+        "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     define an object (eg encryption key)\n"
         "  FILENAME1, FILENAME2\n     image files (or specifications) to compare\n",
     .main = compare_main,

@@ -61,7 +61,7 @@ static const struct option longs[] = {
     {"parallel", required_argument, NULL, 'm'},
     {"copy-range-offloading", no_argument, NULL, 'C'},
     {"oob-writes", no_argument, NULL, 'W'},
-    {"progress", no_argument, NULL, 'p'},
+    {"progress", optional_argument, NULL, 'p'},
     {"quiet", no_argument, NULL, 'q'},
     {"object", required_argument, NULL, IMG_OPT_OBJECT},
     {NULL, 0, NULL, 0},
@@ -105,7 +105,6 @@ static bool set_flag(struct args *a, int c)
     case 'C': a->copy_range = true; return true;
     case 'c': a->c.compress = true; return true;
     case 'n': a->no_create = true; return true;
-    case 'p': a->progress = true; return true;
     case 'q': a->quiet = true; return true;
     case 'U': a->share = true; return true;
     case 'W': a->c.out_of_order = true; return true;
@@ -123,6 +122,7 @@ static bool set_flag(struct args *a, int c)
 static int set_value(struct args *a, int c, const char *argv0)
 {
     switch (c) {
+    case 'p': return img_parse_progress(optarg, &a->progress) ? 1 : 0;
     case 'f': a->format = optarg; return 0;
     case 'O': a->target.format = optarg; return 0;
     case 'B': a->target.backing = optarg; return 0;
@@ -549,6 +549,7 @@ const struct img_command img_convert = {
     .arguments =
         "  -q, --quiet\n     quiet operation\n"
         "  -p, --progress\n     show operation progress\n"
+        "  --progress=FD|json\n     lines of JSON about it, to file descriptor FD or standard error\n"
         "  -f, --source-format SRC_FMT\n     specify the format of SRC_FILENAME explicitly\n"
         "  --source-image-opts, --image-opts\n"
         "     SRC_FILENAME is a complete image specification instead of a file name\n"

@@ -16,7 +16,7 @@ struct create {
     const char *filename, *format;
     const char *backing, *backing_format;   /* -b, -F */
     char *options;                          /* all -o, joined */
-    bool quiet, unsafe;                     /* -q, -u */
+    bool quiet, unsafe, json;               /* -q, -u, --output */
     bool has_size;
     uint64_t size;
 };
@@ -145,6 +145,48 @@ static void print_formatting(struct blk_opts *o, const struct blk_option_desc *d
     free(shown);
 }
 
+/* An option's value in the type it has. */
+static json_t *option_value(struct blk_opts *o, const struct blk_option_desc *d)
+{
+    uint64_t number = 0;
+    bool on = false;
+
+    if ((d->type == BLK_OPT_SIZE && !blk_opts_get_size(o, d->name, &number, NULL)) ||
+        (d->type == BLK_OPT_NUMBER && !blk_opts_get_u64(o, d->name, &number, NULL))) {
+        return json_integer((json_int_t)number);
+    }
+    if (d->type == BLK_OPT_BOOL && !blk_opts_get_bool(o, d->name, &on, NULL)) {
+        return json_boolean(on);
+    }
+    char *shown = blk_redact(blk_opts_get(o, d->name));
+    json_t *v = json_string(shown ? shown : "");
+    free(shown);
+    return v;
+}
+
+/* The same for a program: what is set, or is so by default. */
+static json_t *describe(struct blk_opts *given, const struct blk_option_desc *d,
+                        const struct create *c)
+{
+    struct blk_opts *o = blk_opts_dup(given);
+    json_t *options = json_object();
+    char *shown = blk_redact(c->filename);
+
+    for (; d->name; d++) {
+        if (d->def && !blk_opts_has(o, d->name)) {
+            blk_opts_set(o, d->name, d->def);
+        }
+        if (blk_opts_has(o, d->name)) {
+            json_object_set_new(options, d->name, option_value(o, d));
+        }
+    }
+    json_t *v = json_pack("{s:s, s:s, s:o}", "filename", shown ? shown : "", "format", c->format,
+                          "options", options);
+    blk_opts_free(o);
+    free(shown);
+    return v;
+}
+
 /* Says more than what the driver had to say. */
 static void say_too_large(const struct blk_option_desc *descs, const struct create *c,
                           struct blk_error *e)
@@ -169,14 +211,20 @@ static int create_image(const struct create *c, struct blk_opts *o, struct blk_e
     if (!err && !blk_opts_has(o, "size")) {
         err = blk_err(e, EINVAL, "Image creation needs a size parameter");
     }
-    if (!err && !c->quiet) {
+    if (!err && !c->quiet && !c->json) {
         print_formatting(o, descs, c);
     }
+    json_t *made = !err && c->json ? describe(o, descs, c) : NULL;
     if (!err) {
         err = blk_create(img_loop(), c->format, c->filename, o, e);
     }
     if (err == -EFBIG) {
         say_too_large(descs, c, e);
+    }
+    if (err || !c->json) {
+        json_decref(made);
+    } else if (img_json_result(made)) {
+        err = blk_err(e, ENOMEM, "Cannot allocate memory");
     }
     free(descs);
     return err;
@@ -228,6 +276,7 @@ static int parse_options(struct create *c, int argc, char **argv)
         {"backing", required_argument, NULL, 'b'},
         {"backing-format", required_argument, NULL, 'F'},
         {"backing-unsafe", no_argument, NULL, 'u'},
+        {"output", required_argument, NULL, IMG_OPT_OUTPUT},
         {"options", required_argument, NULL, 'o'},
         {NULL, 0, NULL, 0},
     };
@@ -256,6 +305,11 @@ static int parse_options(struct create *c, int argc, char **argv)
             break;
         case 'u':
             c->unsafe = true;
+            break;
+        case IMG_OPT_OUTPUT:
+            if (img_parse_output(argv[0], optarg, &c->json)) {
+                return 1;
+            }
             break;
         case IMG_OPT_OBJECT:
             if (img_add_object(optarg)) {
@@ -290,7 +344,8 @@ static int create_main(int argc, char **argv)
 const struct img_command img_create = {
     .name = "create",
     .summary = "Create an empty image",
-    .synopsis = "[-f FMT] [-o OPTIONS] [-b BACKING [-F BACKING_FMT] [-u]] [-q] FILENAME [SIZE]",
+    .synopsis = "[-f FMT] [-o OPTIONS] [-b BACKING [-F BACKING_FMT] [-u]] [-q]\n"
+                "        [--output human|json] FILENAME [SIZE]",
     .arguments =
         "  -q, --quiet\n     say nothing unless it fails\n"
         "  -f, --format FMT\n     format of the new image (default raw)\n"
@@ -298,6 +353,7 @@ const struct img_command img_create = {
         "  -b, --backing BACKING\n     what the new image does not hold is read from BACKING\n"
         "  -F, --backing-format FMT\n     format of BACKING\n"
         "  -u, --backing-unsafe\n     do not look at BACKING (SIZE is required then)\n"
+        "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     an object such as a secret\n"
         "  FILENAME\n     the image to make; an existing file is replaced\n"
         "  SIZE\n     bytes, or with a suffix k, M, G, T, P, E (powers of 1024);\n"

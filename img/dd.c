@@ -15,7 +15,7 @@
 
 struct args {
     const char *format, *input;
-    bool image_opts, share, has_count;
+    bool image_opts, share, has_count, json;
     uint64_t bs, count, skip;           /* count, skip: blocks of bs */
     struct convert_target target;
     struct convert c;
@@ -141,7 +141,13 @@ static int run(void *arg)
     }
     img_close(a->src.node);
     convert_target_free(&a->target);
-    return ret ? 1 : 0;
+    if (ret) {
+        return 1;
+    }
+    return a->json ? img_json_result(json_pack("{s:s, s:s, s:I, s:I}", "input", a->input,
+                                               "output", a->target.filename,
+                                               "skipped-bytes", (json_int_t)a->src.skip,
+                                               "copied-bytes", (json_int_t)a->c.total)) : 0;
 }
 
 /* ---- the command ------------------------------------------------------------ */
@@ -152,6 +158,7 @@ static const struct option longs[] = {
     {"format", required_argument, NULL, 'f'},
     {"image-opts", no_argument, NULL, IMG_OPT_IMAGE_OPTS},
     {"object", required_argument, NULL, IMG_OPT_OBJECT},
+    {"output", required_argument, NULL, IMG_OPT_OUTPUT},
     {"output-format", required_argument, NULL, 'O'},
     {NULL, 0, NULL, 0},
 };
@@ -170,6 +177,11 @@ static int dd_main(int argc, char **argv)
         case 'O': a.target.format = optarg; break;
         case 'U': a.share = true; break;
         case IMG_OPT_IMAGE_OPTS: a.image_opts = true; break;
+        case IMG_OPT_OUTPUT:
+            if (img_parse_output(argv[0], optarg, &a.json)) {
+                return 1;
+            }
+            break;
         case IMG_OPT_OBJECT:
             if (img_add_object(optarg)) {
                 return 1;
@@ -193,7 +205,7 @@ static int dd_main(int argc, char **argv)
 const struct img_command img_dd = {
     .name = "dd",
     .summary = "Copy input to output with optional format conversion",
-    .synopsis = "[-f FMT|--image-opts] [-O OUTPUT_FMT] [-U]\n"
+    .synopsis = "[-f FMT|--image-opts] [-O OUTPUT_FMT] [-U] [--output human|json]\n"
                 "        [bs=BLOCK_SIZE] [count=BLOCKS] [skip=BLOCKS] if=INPUT of=OUTPUT",
     .arguments =
         "  -f, --format FMT\n     specify the format of INPUT explicitly\n"
@@ -201,6 +213,7 @@ const struct img_command img_dd = {
         "     (incompatible with --format)\n"
         "  -O, --output-format OUTPUT_FMT\n     format of OUTPUT (raw)\n"
         "  -U, --force-share\n     open images in shared mode for concurrent access\n"
+        "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     define an object (eg encryption key)\n"
         "  bs=BLOCK_SIZE\n     size of a block (512)\n"
         "  count=BLOCKS\n     where to stop, in blocks from the start of INPUT (its end)\n"

@@ -78,7 +78,7 @@ int img_parse_size_in(const char *what, const char *s, uint64_t min, uint64_t ma
 int img_parse_size(const char *what, const char *s, uint64_t *out);
 /* A whole number without a suffix, "0x10" too; the same messages. */
 int img_parse_number(const char *what, const char *s, uint64_t min, uint64_t max, uint64_t *out);
-/* --output: 0 with *json set, or prints the usage error and returns -EINVAL. */
+/* --output: 0 with *json set (and progress no longer on stdout), or prints the usage error and returns -EINVAL. */
 int img_parse_output(const char *argv0, const char *s, bool *json);
 /* qemu's cache mode name into BLK_O_DIRECT, BLK_O_NO_FLUSH, BLK_O_WRITETHROUGH
  * (cleared first).  -EINVAL, nothing printed: the words differ by command. */
@@ -141,6 +141,9 @@ char *img_human_size(uint64_t bytes, char *buf, size_t len);
  * only.  Without and with a line end. */
 char *img_json_text(const json_t *v);           /* malloc'd; NULL: no memory */
 void img_json_print(const json_t *v);
+/* The result of a command as JSON: printed and released.  NULL: there was no memory
+ * for it, which is said.  Returns the exit status, 0 or 1. */
+int img_json_result(json_t *v);
 /* The members of an object in the order qemu's dictionaries have: an array of
  * *n keys owned by v, free() the array; NULL: no memory or empty. */
 const char **img_json_keys(const json_t *v, size_t *n);
@@ -153,6 +156,11 @@ void img_print_snapshots(const json_t *list, int margin);
 
 /* ---- progress -------------------------------------------------------------- */
 
+/* -p and --progress (s NULL), or --progress=FD|json: lines of JSON to that file
+ * descriptor or stderr, even with -q.  Prints and returns -errno. */
+int img_parse_progress(const char *s, bool *on);
+/* stdout is for a result in JSON. */
+void img_progress_to_stderr(void);
 /* enabled: -p.  On a terminal a bar with rate and time left; otherwise qemu's
  * "    (12.34/100%)\r", printed when it moved by min_skip percent or more.
  * SIGUSR1 prints a line on stderr at the next update in either case. */

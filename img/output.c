@@ -5,6 +5,7 @@
  * the order of keys in its JSON follows from the keys alone.  Programs should
  * not care, but people diff outputs: keys are put in that order here.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -222,6 +223,17 @@ void img_json_print(const json_t *v)
 {
     put_value(stdout, v, 0);
     putchar('\n');
+}
+
+int img_json_result(json_t *v)
+{
+    if (!v) {
+        img_error("%s", strerror(ENOMEM));
+        return 1;
+    }
+    img_json_print(v);
+    json_decref(v);
+    return 0;
 }
 
 /* ---- nested values for people -------------------------------------------------- */

@@ -23,11 +23,12 @@ struct rebase {
     struct img_image image;
     const char *base, *base_format; /* -b and -F, or NULL; base "": none */
     unsigned base_flags;
-    bool unsafe, compress, progress;
+    bool unsafe, compress, progress, json;
 
     struct blk_node *top, *new;     /* new: NULL if there is to be no backing file */
     struct blk_node *shared;        /* node of top's chain that is the new base, or NULL */
     uint32_t grain;
+    uint64_t copied;                /* bytes that differed */
     uint8_t *old_buf, *new_buf;
 };
 
@@ -84,6 +85,7 @@ static int write_differing(struct rebase *r, uint64_t off, uint64_t len)
             img_error("Error while writing to COW image: %s", strerror(-err));
             return err;
         }
+        r->copied += run;
         at += run;
     }
     return 0;
@@ -261,7 +263,13 @@ static int rebase_run(void *arg)
     }
     img_progress_end();
     close_err = img_close(r->top);
-    return err || close_err ? 1 : 0;
+    if (err || close_err) {
+        return 1;
+    }
+    return r->json ? img_json_result(json_pack("{s:s, s:s*, s:I}", "filename", r->image.filename,
+                                               "backing-filename",
+                                               r->base && *r->base ? r->base : NULL,
+                                               "copied-bytes", (json_int_t)r->copied)) : 0;
 }
 
 /* -1: go on; otherwise the exit status. */
@@ -271,7 +279,7 @@ static int parse_options(struct rebase *r, const char **cache, const char **base
     static const struct option longs[] = {
         {"help", no_argument, NULL, 'h'},
         {"quiet", no_argument, NULL, 'q'},
-        {"progress", no_argument, NULL, 'p'},
+        {"progress", optional_argument, NULL, 'p'},
         {"object", required_argument, NULL, IMG_OPT_OBJECT},
         {"format", required_argument, NULL, 'f'},
         {"image-opts", no_argument, NULL, IMG_OPT_IMAGE_OPTS},
@@ -281,6 +289,7 @@ static int parse_options(struct rebase *r, const char **cache, const char **base
         {"backing-format", required_argument, NULL, 'F'},
         {"backing-cache", required_argument, NULL, 'T'},
         {"backing-unsafe", no_argument, NULL, 'u'},
+        {"output", required_argument, NULL, IMG_OPT_OUTPUT},
         {"force-share", no_argument, NULL, 'U'},
         {NULL, 0, NULL, 0},
     };
@@ -290,7 +299,16 @@ static int parse_options(struct rebase *r, const char **cache, const char **base
         switch (ch) {
         case 'h': return img_help(&img_rebase);
         case 'q': r->image.quiet = true; break;
-        case 'p': r->progress = true; break;
+        case 'p':
+            if (img_parse_progress(optarg, &r->progress)) {
+                return 1;
+            }
+            break;
+        case IMG_OPT_OUTPUT:
+            if (img_parse_output(argv[0], optarg, &r->json)) {
+                return 1;
+            }
+            break;
         case 'f': r->image.format = optarg; break;
         case 't': *cache = optarg; break;
         case 'c': r->compress = true; break;
@@ -346,10 +364,12 @@ const struct img_command img_rebase = {
     .name = "rebase",
     .summary = "Change backing file of the image",
     .synopsis = "[-f FMT | --image-opts] [-t CACHE] [-q] [-U] [-p]\n"
+                "        [--progress=FD|json] [--output human|json]\n"
                 "        [-b BACKING_FILENAME [-F BACKING_FMT] [-T BACKING_CACHE]] [-u] [-c] FILENAME",
     .arguments =
         "  -q, --quiet\n     say nothing unless it fails\n"
         "  -p, --progress\n     show how far it is\n"
+        "  --progress=FD|json\n     lines of JSON about it, to file descriptor FD or standard error\n"
         "  -f, --format FMT\n     format of the image (default: found out)\n"
         "  --image-opts\n     FILENAME is a list of options, KEY=VALUE,...\n"
         "  -t, --cache MODE\n     none, writeback (default), writethrough, directsync, unsafe\n"
@@ -359,6 +379,7 @@ const struct img_command img_rebase = {
         "  -u, --backing-unsafe\n     change the name only; the new file need not even be there\n"
         "  -c, --compress\n     store compressed what has to be copied\n"
         "  -U, --force-share\n     take no locks on the new backing file\n"
+        "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     an object such as a secret\n",
     .main = rebase_main,
 };

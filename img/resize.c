@@ -11,9 +11,10 @@
 struct resize {
     struct img_image image;
     enum blk_prealloc prealloc;
-    bool shrink;
+    bool shrink, json;
     int sign;                   /* of a relative size; 0: absolute */
     uint64_t amount;
+    uint64_t before, after;     /* for the result */
 };
 
 /* 0 and *out, or -EINVAL: not a size an image can have. */
@@ -45,7 +46,7 @@ static int check_request(const struct resize *r, uint64_t now, uint64_t wanted)
     return 0;
 }
 
-static int resize_image(const struct resize *r, struct blk_node *n)
+static int resize_image(struct resize *r, struct blk_node *n)
 {
     struct blk_error e = BLK_ERROR_INIT;
     uint64_t now = blk_size(n), wanted;
@@ -63,12 +64,14 @@ static int resize_image(const struct resize *r, struct blk_node *n)
     if (err) {
         img_report(&e);
     }
+    r->before = now;
+    r->after = blk_size(n);
     return err;
 }
 
 static int resize_run(void *arg)
 {
-    const struct resize *r = arg;
+    struct resize *r = arg;
     struct blk_node *n = img_open(&r->image);
     int err, close_err;
 
@@ -79,6 +82,11 @@ static int resize_run(void *arg)
     close_err = img_close(n);   /* the last of the metadata is written here */
     if (err || close_err) {
         return 1;
+    }
+    if (r->json) {
+        return img_json_result(json_pack("{s:s, s:I, s:I}", "filename", r->image.filename,
+                                         "previous-virtual-size", (json_int_t)r->before,
+                                         "virtual-size", (json_int_t)r->after));
     }
     img_print(r->image.quiet, "Image resized.\n");
     return 0;
@@ -111,6 +119,7 @@ static int parse_options(struct resize *r, int argc, char **argv)
         {"format", required_argument, NULL, 'f'},
         {"image-opts", no_argument, NULL, IMG_OPT_IMAGE_OPTS},
         {"preallocation", required_argument, NULL, OPT_PREALLOCATION},
+        {"output", required_argument, NULL, IMG_OPT_OUTPUT},
         {"shrink", no_argument, NULL, OPT_SHRINK},
         {NULL, 0, NULL, 0},
     };
@@ -137,6 +146,11 @@ static int parse_options(struct resize *r, int argc, char **argv)
         case OPT_PREALLOCATION:
             if (blk_parse_prealloc(optarg, &r->prealloc, NULL)) {
                 img_error("Invalid preallocation mode '%s'", optarg);
+                return 1;
+            }
+            break;
+        case IMG_OPT_OUTPUT:
+            if (img_parse_output(argv[0], optarg, &r->json)) {
                 return 1;
             }
             break;
@@ -177,13 +191,14 @@ const struct img_command img_resize = {
     .name = "resize",
     .summary = "Change the virtual size of an image",
     .synopsis = "[-f FMT | --image-opts] [--preallocation MODE] [--shrink] [-q]\n"
-                "        FILENAME [+|-]SIZE",
+                "        [--output human|json] FILENAME [+|-]SIZE",
     .arguments =
         "  -q, --quiet\n     say nothing unless it fails\n"
         "  -f, --format FMT\n     format of the image (default: found out; say raw for raw)\n"
         "  --image-opts\n     FILENAME is a list of options, KEY=VALUE,...\n"
         "  --preallocation off|metadata|falloc|full\n     for the space that is added\n"
         "  --shrink\n     needed to make an image smaller: what lies behind is lost\n"
+        "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     an object such as a secret\n"
         "  SIZE\n     the new size, or with + or - by how much; suffixes k, M, G, T, P, E\n",
     .main = resize_main,

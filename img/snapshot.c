@@ -10,9 +10,10 @@ struct snapshot {
     struct img_image image;
     int action;                 /* 'l', 'c', 'a', 'd'; 0: none was given */
     const char *name;
+    bool json;
 };
 
-static int list(struct blk_node *n)
+static int list(struct blk_node *n, bool json)
 {
     struct blk_error e = BLK_ERROR_INIT;
     struct blk_info info;
@@ -20,6 +21,8 @@ static int list(struct blk_node *n)
 
     if (err) {
         img_report(&e);
+    } else if (json) {
+        err = img_json_result(info.snapshots ? json_incref(info.snapshots) : json_array());
     } else if (info.snapshots && json_array_size(info.snapshots)) {
         img_print_snapshots(info.snapshots, 0);
     }
@@ -60,6 +63,14 @@ static int change(const struct snapshot *s, struct blk_node *n)
     }
 }
 
+static int print_change(const struct snapshot *s)
+{
+    const char *did = s->action == 'c' ? "create" : s->action == 'a' ? "apply" : "delete";
+
+    return img_json_result(json_pack("{s:s, s:s, s:s}", "filename", s->image.filename,
+                                     "action", did, "snapshot", s->name));
+}
+
 static int snapshot_run(void *arg)
 {
     const struct snapshot *s = arg;
@@ -69,9 +80,12 @@ static int snapshot_run(void *arg)
     if (!n) {
         return 1;
     }
-    err = s->action && s->action != 'l' ? change(s, n) : list(n);
+    err = s->action && s->action != 'l' ? change(s, n) : list(n, s->json);
     close_err = img_close(n);
-    return err || close_err ? 1 : 0;
+    if (err || close_err) {
+        return 1;
+    }
+    return s->json && s->action && s->action != 'l' ? print_change(s) : 0;
 }
 
 /* -1: go on; otherwise the exit status. */
@@ -84,6 +98,7 @@ static int parse_options(struct snapshot *s, int argc, char **argv)
         {"format", required_argument, NULL, 'f'},
         {"image-opts", no_argument, NULL, IMG_OPT_IMAGE_OPTS},
         {"force-share", no_argument, NULL, 'U'},
+        {"output", required_argument, NULL, IMG_OPT_OUTPUT},
         {"list", no_argument, NULL, 'l'},
         {"create", required_argument, NULL, 'c'},
         {"apply", required_argument, NULL, 'a'},
@@ -104,6 +119,11 @@ static int parse_options(struct snapshot *s, int argc, char **argv)
             }
             s->action = ch;
             s->name = optarg;
+            break;
+        case IMG_OPT_OUTPUT:
+            if (img_parse_output(argv[0], optarg, &s->json)) {
+                return 1;
+            }
             break;
         case IMG_OPT_IMAGE_OPTS: s->image.image_opts = true; break;
         case IMG_OPT_OBJECT:
@@ -138,7 +158,8 @@ static int snapshot_main(int argc, char **argv)
 const struct img_command img_snapshot = {
     .name = "snapshot",
     .summary = "List or manipulate snapshots within image",
-    .synopsis = "[-f FMT | --image-opts] [-l | -a|-c|-d SNAPSHOT] [-U] [-q] FILENAME",
+    .synopsis = "[-f FMT | --image-opts] [-l | -a|-c|-d SNAPSHOT] [-U] [-q]\n"
+                "        [--output human|json] FILENAME",
     .arguments =
         "  -q, --quiet\n     accepted\n"
         "  -f, --format FMT\n     format of the image (default: found out)\n"
@@ -148,6 +169,7 @@ const struct img_command img_snapshot = {
         "  -c, --create SNAPSHOT\n     keep the disk's present content under this name\n"
         "  -a, --apply SNAPSHOT\n     give the disk the content it had; id or name\n"
         "  -d, --delete SNAPSHOT\n     forget the snapshot of this name\n"
+        "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     an object such as a secret\n",
     .main = snapshot_main,
 };

@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Results in JSON where qemu-img has none, and progress as lines of JSON."""
+import atexit
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+IMG = os.path.join(ROOT, os.environ.get('B', 'build'), 'platter-img')
+os.chdir(tempfile.mkdtemp(prefix='json-results.'))
+atexit.register(shutil.rmtree, os.getcwd())
+count = 0
+
+
+def ok(good, name, *why):
+    global count
+    count += 1
+    print('%sok %d - %s' % ('' if good else 'not ', count, name))
+    for line in () if good else why:
+        print('# %r' % (line,))
+
+
+def run(*words, status=0, **more):
+    p = subprocess.run([IMG] + list(words), capture_output=True, text=True, **more)
+    if p.returncode != status:
+        ok(False, ' '.join(words), p.returncode, p.stdout, p.stderr)
+    return p
+
+
+def result(*words, status=0):
+    return json.loads(run(words[0], '--output=json', *words[1:], status=status).stdout)
+
+
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+r = result('create', '-f', 'qcow2', '-o', 'cluster_size=4k,lazy_refcounts=on', 'a.qcow2', '10M')
+ok(r['filename'] == 'a.qcow2' and r['format'] == 'qcow2' and
+   r['options'].items() >= {'size': 10 << 20, 'cluster_size': 4096, 'lazy_refcounts': True,
+                            'refcount_bits': 16}.items(),
+   'create: name, format and typed options, defaults too', r)
+p = run('create', '--output=json', '-f', 'qcow2', 'x', status=1)
+ok(p.stdout == '' and 'needs a size' in p.stderr, 'create: no result when it fails', p)
+
+r = result('resize', 'a.qcow2', '+10M')
+ok(r == {'filename': 'a.qcow2', 'previous-virtual-size': 10 << 20, 'virtual-size': 20 << 20},
+   'resize: the size before and after', r)
+
+run('create', '-q', '-f', 'raw', 'one.raw', '1M')
+with open('one.raw', 'r+b') as f:
+    f.seek(5 * 4096)
+    f.write(b'x')
+run('create', '-q', '-f', 'raw', 'two.raw', '1M')
+r = result('compare', '-f', 'raw', '-F', 'raw', 'one.raw', 'one.raw')
+ok(r == {'identical': True, 'size-mismatch': False}, 'compare: the same', r)
+r = result('compare', '-f', 'raw', '-F', 'raw', 'one.raw', 'two.raw', status=1)
+ok(r == {'identical': False, 'size-mismatch': False, 'reason': 'content', 'offset': 20480},
+   'compare: where the content differs', r)
+r = result('compare', 'a.qcow2', 'two.raw')
+ok(r == {'identical': True, 'size-mismatch': True}, 'compare: only the size differs', r)
+r = result('compare', '-s', 'a.qcow2', 'two.raw', status=1)
+ok(r == {'identical': False, 'size-mismatch': True, 'reason': 'size'}, 'compare -s: the size', r)
+p = run('compare', '--output=json', 'a.qcow2', 'gone', status=2)
+ok(p.stdout == '', 'compare: no result when it fails', p)
+
+run('create', '-q', '-f', 'qcow2', '-b', 'one.raw', '-F', 'raw', 'top.qcow2')
+run('create', '-q', '-f', 'qcow2', '-b', 'two.raw', '-F', 'raw', 'other.qcow2')
+r = result('rebase', '-b', 'two.raw', '-F', 'raw', 'top.qcow2')
+ok(r == {'filename': 'top.qcow2', 'backing-filename': 'two.raw', 'copied-bytes': 65536},
+   'rebase: the backing file and what had to be copied', r)
+r = result('commit', 'top.qcow2')
+ok(r == {'filename': 'top.qcow2', 'base': 'two.raw', 'committed-bytes': 65536, 'emptied': True},
+   'commit: where to, how much, emptied or not', r)
+ok(run('compare', 'one.raw', 'two.raw').returncode == 0, 'commit --output=json commits')
+
+r = result('snapshot', '-c', 'first', 'a.qcow2')
+ok(r == {'filename': 'a.qcow2', 'action': 'create', 'snapshot': 'first'}, 'snapshot -c', r)
+r = result('snapshot', '-l', 'a.qcow2')
+ok([s['name'] for s in r] == ['first'] and r[0].keys() >= {'id', 'vm-state-size', 'date-sec'},
+   'snapshot -l: as info has it', r)
+ok(r == json.loads(run('info', '--output=json', 'a.qcow2').stdout)['snapshots'],
+   'snapshot -l: the same as in info')
+r = result('snapshot', 'other.qcow2')
+ok(r == [], 'snapshot -l: none is an empty list', r)
+
+r = result('dd', 'bs=4096', 'skip=4', 'count=16', '-f', 'raw', 'if=one.raw', 'of=part.raw')
+ok(r == {'input': 'one.raw', 'output': 'part.raw', 'skipped-bytes': 16384, 'copied-bytes': 49152},
+   'dd: how much', r)
+r = result('bench', '-c', '100', '-s', '512', 'a.qcow2')
+ok(r.items() >= {'operation': 'read', 'requests': 100, 'request-size': 512, 'depth': 64}.items() and
+   r['seconds'] > 0 and r['bytes-per-second'] > 0, 'bench: what was done and how fast', r)
+
+p = run('compare', '--progress=json', '-f', 'raw', 'one.raw', 'two.raw')
+r = lines(p.stderr)
+ok(r[0]['percent'] == 0 and r[-1].items() >= {'percent': 100, 'done': 1 << 20, 'total': 1 << 20,
+                                             'unit': 'bytes'}.items() and
+   p.stdout == 'Images are identical.\n', '--progress=json: lines on standard error', p)
+fd = os.open('lines', os.O_CREAT | os.O_WRONLY)
+p = run('convert', '--progress=%d' % fd, '-f', 'raw', '-O', 'qcow2', 'one.raw', 'c.qcow2',
+        pass_fds=[fd])
+r = lines(open('lines').read())
+ok(r[-1]['percent'] == 100 and p.stdout == p.stderr == '', '--progress=FD: lines there', r, p)
+p = run('compare', '--output=json', '-p', 'one.raw', 'two.raw')
+ok(json.loads(p.stdout)['identical'] and '100.00/100%' in p.stderr,
+   '-p with a result in JSON: percentages on standard error', p)
+p = run('compare', '--progress=77', 'one.raw', 'two.raw', status=2)
+ok('77 is not open for writing' in p.stderr, '--progress: a descriptor that is not open', p)
+p = run('compare', '--progress=x', 'one.raw', 'two.raw', status=2)
+ok("expects 'json' or the number" in p.stderr, '--progress: nonsense', p)
+read_end, write_end = os.pipe()
+os.close(read_end)
+p = run('convert', '--progress=%d' % write_end, 'one.raw', 'd.raw', pass_fds=[write_end])
+ok(open('d.raw', 'rb').read() == open('one.raw', 'rb').read(),
+   '--progress: a reader that left does not end the work', p)
+print('1..%d' % count)
