@@ -27,8 +27,9 @@ endif
 have = $(shell $(PKG_CONFIG) --exists $(1) 2>/dev/null && echo y)
 HAVE_URING ?= $(call have,liburing)
 HAVE_DEFLATE ?= $(call have,libdeflate)
-pkgs := jansson zlib libzstd $(if $(HAVE_URING),liburing) $(if $(HAVE_DEFLATE),libdeflate)
-base_flags += $(if $(HAVE_URING),-DHAVE_URING) $(if $(HAVE_DEFLATE),-DHAVE_DEFLATE)
+HAVE_GCRYPT ?= $(call have,libgcrypt)
+pkgs := jansson zlib libzstd $(if $(HAVE_URING),liburing) $(if $(HAVE_DEFLATE),libdeflate) $(if $(HAVE_GCRYPT),libgcrypt)
+base_flags += $(if $(HAVE_URING),-DHAVE_URING) $(if $(HAVE_DEFLATE),-DHAVE_DEFLATE) $(if $(HAVE_GCRYPT),-DHAVE_GCRYPT)
 lib_cflags := $(shell $(PKG_CONFIG) --cflags $(pkgs) 2>/dev/null)
 lib_libs := $(shell $(PKG_CONFIG) --libs $(pkgs) 2>/dev/null) -pthread -ldl
 

@@ -11,6 +11,7 @@ const struct img_command *const img_commands[] = {
     &img_convert,
     &img_create,
     &img_dd,
+    &img_digest,
     &img_info,
     &img_map,
     &img_measure,

@@ -63,11 +63,13 @@ struct convert_chunk {
     struct convert_seg segs[CONVERT_SEGS];
 };
 
+struct digest_stream;
+
 struct convert {
     /* Set by the caller. */
     struct convert_source *src;
     size_t nsrc;
-    struct blk_node *dst;
+    struct blk_node *dst;       /* NULL: read only, for a digest */
     uint64_t total;             /* bytes */
     bool has_backing;           /* target has one: only the top layer is copied */
     uint64_t backing_size;      /* beyond it zeros need not be written; UINT64_MAX: unknown */
@@ -80,6 +82,8 @@ struct convert {
     unsigned workers;           /* -m */
     uint64_t rate;              /* bytes a second, 0: no limit */
     size_t buf_size;            /* multiple of 4096, at least cluster */
+    struct digest_stream *digest;   /* of what is copied, or NULL; not with has_backing */
+    uint64_t work;              /* what progress counts up to; 0: total */
 
     /* convert_source.c's own. */
     struct co_mutex lock;
@@ -93,8 +97,9 @@ struct convert {
     struct convert_failure failure;
     unsigned running;
     uint64_t turn;              /* ticket whose writes may be submitted */
-    struct co_queue turns, ended;
-    uint64_t done;              /* bytes finished, for progress */
+    uint64_t fed;               /* ticket that is next in the digest */
+    struct co_queue turns, feeds, ended;
+    uint64_t done;              /* bytes finished, for progress: starts at what came before */
     uint64_t rate_at;           /* when the rate allows the next write, ns */
 };
 

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "img/convert.h"
+#include "img/digest.h"
 #include "img/img.h"
 
 #define PROBE_BYTES 64u                 /* what decides most pieces that hold data */
@@ -21,6 +22,7 @@ struct worker {
     struct convert *c;
     uint8_t *buf;                       /* made when there is data */
     uint8_t *zeros;                     /* one byte a grain: is it all zeros */
+    struct digest_chunk *digest;        /* with c->digest */
     unsigned nreqs;
     struct convert_chunk chunk;
     struct co_batch batch;
@@ -184,7 +186,7 @@ static int find_zeros(struct worker *w)
 {
     struct convert *c = w->c;
 
-    if (!c->sparse || c->compress || !w->chunk.data) {
+    if (!c->sparse || c->compress || !w->chunk.data || !c->dst) {
         return 0;
     }
     if (!w->zeros) {
@@ -397,6 +399,32 @@ static void keep_rate(struct convert *c, uint64_t bytes)
     }
 }
 
+static int hash_chunk(struct worker *w)
+{
+    struct convert *c = w->c;
+
+    if (!w->digest && !(w->digest = digest_chunk_new(c))) {
+        return convert_fail(c, -ENOMEM, CONVERT_READ, w->chunk.offset);
+    }
+    digest_chunk_hash(c->digest, w->digest, &w->chunk, w->buf);
+    return 0;
+}
+
+/* The digest takes chunks in their order, whatever the writes do. */
+static void feed_chunk(struct worker *w, int ret)
+{
+    struct convert *c = w->c;
+
+    while (c->fed != w->chunk.ticket) {
+        co_wait_on(&c->feeds);
+    }
+    if (ret == 0 && !c->failure.err) {
+        digest_chunk_feed(c->digest, w->digest, &w->chunk, w->buf);
+    }
+    c->fed++;
+    co_wake_all(&c->feeds);
+}
+
 /* Every chunk takes its turn, also after an error: others wait for it. */
 static void write_chunk(struct worker *w, int ret)
 {
@@ -405,12 +433,12 @@ static void write_chunk(struct worker *w, int ret)
     wait_turn(w);
     if (ret == 0 && !c->failure.err) {
         keep_rate(c, w->chunk.data);
-        ret = submit_writes(w);
+        ret = c->dst ? submit_writes(w) : 0;
     }
     end_turn(w);
     if (write_wait(w) == 0 && ret == 0 && !c->failure.err) {
         c->done += w->chunk.length;
-        img_progress_set(c->done, c->total, true);
+        img_progress_set(c->done, c->work ? c->work : c->total, true);
     }
 }
 
@@ -430,6 +458,10 @@ static void worker_run(void *arg)
         ret = read_chunk(w);
         if (ret == 0) {
             ret = find_zeros(w);
+        }
+        if (c->digest) {
+            ret = ret ? ret : hash_chunk(w);
+            feed_chunk(w, ret);
         }
         write_chunk(w, ret);
     }
@@ -480,6 +512,7 @@ int convert_copy(struct convert *c)
         if (workers[i]) {
             blk_buf_free(workers[i]->buf);
             free(workers[i]->zeros);
+            digest_chunk_free(workers[i]->digest);
             free(workers[i]);
         }
     }
