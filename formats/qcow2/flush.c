@@ -315,8 +315,9 @@ static int reft_write_moved(struct flush *f, const struct qcow2_space *at)
 static int flush_write(struct flush *f, const struct qcow2_space *moved)
 {
     struct qcow2 *q = f->q;
-    int err = write_blocks(f);
+    int err = qcow2_external(q) ? co_flush(q->data) : 0;
 
+    err = err ? err : write_blocks(f);
     if (!err && (f->nreft || moved->clusters)) {
         err = co_flush(q->file);
         if (!err) {
@@ -370,7 +371,7 @@ int qcow2_flush(struct qcow2 *q)
     if (q->flush_done < ticket) {
         /* Everybody who asked by now is served by this one. */
         uint64_t served = q->flush_asked;
-        q->flush_result = qcow2_clean(q) ? co_flush(q->file) : flush_once(q);
+        q->flush_result = qcow2_clean(q) ? co_flush(q->data) : flush_once(q);
         q->flush_done = served;
     }
     int err = q->flush_result;

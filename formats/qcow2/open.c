@@ -189,7 +189,7 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
         return blk_err(e, ENOMEM, "Cannot allocate memory");
     }
     q->n = n;
-    q->file = n->file;
+    q->file = q->data = n->file;
     q->writable = !n->read_only;
     n->state = q;
     err = qcow2_header_read(q, e);

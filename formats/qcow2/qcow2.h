@@ -123,6 +123,8 @@ struct qcow2_busy {
 
 struct qcow2 {
     struct blk_node *n, *file;
+    struct blk_node *data;                  /* of guest clusters: file, or an external data file;
+                                               metadata and compressed data are in file */
     struct qcow2_header h;
     uint32_t cluster_size, l2_bits, slice_bits; /* entries: 1 << bits */
     uint32_t refcount_bits, refblock_bits;  /* counts a block: 1 << refblock_bits */
@@ -194,6 +196,11 @@ enum qcow2_type {
     QCOW2_DEFLATED,         /* compressed, either type */
 };
 
+static inline bool qcow2_external(const struct qcow2 *q)
+{
+    return q->data != q->file;
+}
+
 static inline enum qcow2_type qcow2_entry_type(const struct qcow2 *q, uint64_t entry)
 {
     if (entry & QCOW2_COMPRESSED) {
@@ -202,7 +209,9 @@ static inline enum qcow2_type qcow2_entry_type(const struct qcow2 *q, uint64_t e
     if (entry & QCOW2_ZERO && q->h.version >= 3) {
         return entry & QCOW2_OFFSET_MASK ? QCOW2_ZERO_ALLOC : QCOW2_ZERO_PLAIN;
     }
-    return entry & QCOW2_OFFSET_MASK ? QCOW2_NORMAL : QCOW2_UNALLOCATED;
+    /* Offset 0 is a place like any other in an external data file. */
+    return entry & QCOW2_OFFSET_MASK || (qcow2_external(q) && entry & QCOW2_COPIED)
+               ? QCOW2_NORMAL : QCOW2_UNALLOCATED;
 }
 
 static inline uint64_t qcow2_clusters(const struct qcow2 *q, uint64_t bytes)

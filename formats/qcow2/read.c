@@ -98,7 +98,7 @@ static bool fast_read(struct qcow2 *q, struct blk_req *req)
     }
     switch (x.type) {
     case QCOW2_NORMAL:
-        blk_forward(req, q->file, x.host, NULL);
+        blk_forward(req, q->data, x.host, NULL);
         return true;
     case QCOW2_UNALLOCATED:
         blk_forward_backing(req);
@@ -123,6 +123,9 @@ static bool fast_read(struct qcow2 *q, struct blk_req *req)
 static bool hits_metadata(const struct qcow2 *q, uint64_t host, uint64_t len)
 {
     uint64_t end = host + len;
+    if (qcow2_external(q)) {
+        return false;
+    }
     for (uint64_t c = blk_align_down(host, q->cluster_size); c < end; c += q->cluster_size) {
         if (qcow2_meta_hit(q, c)) {
             return true;
@@ -141,7 +144,7 @@ static bool fast_write(struct qcow2 *q, struct blk_req *req)
         hits_metadata(q, x.host, x.len)) {
         return false;
     }
-    blk_forward(req, q->file, x.host, NULL);
+    blk_forward(req, q->data, x.host, NULL);
     return true;
 }
 
@@ -172,7 +175,7 @@ void qcow2_submit(struct blk_node *n, struct blk_req *req)
         break;
     default:
         if (qcow2_clean(q) && !q->flush_lock.held && !q->corrupt) {
-            blk_forward(req, q->file, 0, NULL);
+            blk_forward(req, q->data, 0, NULL);      /* of q->file all is durable */
         } else {
             blk_req_fiber(req, flush_fiber);
         }
@@ -256,7 +259,7 @@ static int read_piece(struct qcow2 *q, struct blk_parts *parts, const struct blk
     *done = x.len;
     switch (x.type) {
     case QCOW2_NORMAL:
-        return blk_parts_add(parts, q->file, BLK_READ, x.host, pos, x.len);
+        return blk_parts_add(parts, q->data, BLK_READ, x.host, pos, x.len);
     case QCOW2_UNALLOCATED:
         return read_backing_part(q->n, req, off, pos, x.len);
     case QCOW2_DEFLATED:
@@ -335,7 +338,7 @@ static int detect_preallocation(struct qcow2 *q, bool *out)
 
 static void status_set(struct qcow2 *q, const struct extent *x, struct blk_status *st)
 {
-    st->host = q->file;
+    st->host = q->data;
     st->host_offset = x->host;
     switch (x->type) {
     case QCOW2_NORMAL:

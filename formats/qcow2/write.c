@@ -84,7 +84,8 @@ int qcow2_entry_check(struct qcow2 *q, uint64_t e, uint64_t guest)
                                   "bits (guest offset: %#llx)", (unsigned long long)e,
                                   (unsigned long long)guest);
     }
-    if (e & QCOW2_COPIED && e & QCOW2_OFFSET_MASK && qcow2_meta_hit(q, e & QCOW2_OFFSET_MASK)) {
+    if (!qcow2_external(q) && e & QCOW2_COPIED && e & QCOW2_OFFSET_MASK &&
+        qcow2_meta_hit(q, e & QCOW2_OFFSET_MASK)) {
         return qcow2_mark_corrupt(q, "Preventing invalid write on metadata (guest offset %#llx is "
                                   "mapped to %#llx)", (unsigned long long)guest,
                                   (unsigned long long)(e & QCOW2_OFFSET_MASK));
@@ -137,7 +138,7 @@ static int cow_read(struct alloc *a, uint64_t cluster, uint64_t in, uint64_t len
     *zero = false;
     switch (qcow2_entry_type(q, e)) {
     case QCOW2_NORMAL:
-        return co_read(q->file, (e & QCOW2_OFFSET_MASK) + in, buf, len);
+        return co_read(q->data, (e & QCOW2_OFFSET_MASK) + in, buf, len);
     case QCOW2_DEFLATED:
         return qcow2_read_compressed(q, e, in, &iov, 1, 0, len);
     case QCOW2_UNALLOCATED:
@@ -214,7 +215,7 @@ static int alloc_write(struct alloc *a, const struct blk_req *req, uint64_t off,
         if (c.tail) {
             iov[cnt++] = (struct iovec){ c.buf + head, c.tail };
         }
-        err = co_writev(q->file, a->space.offset + base, iov, cnt, c.head + len + c.tail, 0);
+        err = co_writev(q->data, a->space.offset + base, iov, cnt, c.head + len + c.tail, 0);
     }
     free(iov);
     blk_buf_free(c.buf);
@@ -325,7 +326,7 @@ static int write_piece(struct qcow2 *q, struct blk_parts *parts, const struct bl
         return 0;
     }
     *done = run;
-    return blk_parts_add(parts, q->file, BLK_WRITE, host, pos, run);
+    return blk_parts_add(parts, q->data, BLK_WRITE, host, pos, run);
 }
 
 int qcow2_write_plain(struct blk_req *req)
@@ -372,7 +373,7 @@ static int map_run(struct qcow2 *q, uint64_t guest, uint64_t clusters, uint64_t 
     if (!err && a.clusters && !a.in_place) {
         err = qcow2_alloc(q, a.clusters, false, &a.space);
         if (!err && !a.space.fresh) {
-            err = co_write_zeroes(q->file, a.space.offset,
+            err = co_write_zeroes(q->data, a.space.offset,
                                   a.space.clusters << q->h.cluster_bits, BLK_REQ_MAY_UNMAP);
         }
         if (!err) {
@@ -397,8 +398,8 @@ int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prea
         err = map_run(q, at, qcow2_clusters(q, to - at), &done, &host_end);
         at += done << q->h.cluster_bits;
     }
-    if (!err && host_end > q->file->size) {
-        err = blk_truncate(q->file, host_end, false,
+    if (!err && host_end > q->data->size) {
+        err = blk_truncate(q->data, host_end, false,
                            p == BLK_PREALLOC_METADATA ? BLK_PREALLOC_OFF : p, e);
     }
     if (err) {
