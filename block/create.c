@@ -10,6 +10,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 static bool option_known(const struct blk_option_desc *d, const char *key)
 {
@@ -66,7 +67,8 @@ static int create_storage(struct create_args *a, bool whole_size)
     int err;
 
     for (size_t i = 0; blk_opts_at(a->o, i, &key, &value); i++) {
-        bool mine = !strcmp(key, "size") || !strcmp(key, "preallocation");
+        bool mine = !strcmp(key, "size") ||
+                    (!strcmp(key, "preallocation") && option_known(a->fmt->create_opts, key));
         if ((mine && whole_size) || (!mine && option_known(a->proto->create_opts, key))) {
             blk_opts_set(po, key, value);
         }
@@ -157,6 +159,15 @@ int blk_create(struct blk_loop *l, const char *format, const char *filename,
     err = blk_run(l, create_fiber, &a);
     blk_opts_free(a.o);
     return err;
+}
+
+void blk_uuid_generate(uint8_t out[16])
+{
+    if (getrandom(out, 16, 0) != 16) {
+        memset(out, 0x5a, 16);      /* no entropy: never since Linux 3.17 for 16 bytes */
+    }
+    out[6] = (uint8_t)((out[6] & 0x0f) | 0x40);
+    out[8] = (uint8_t)((out[8] & 0x3f) | 0x80);
 }
 
 void blk_info_free(struct blk_info *i)

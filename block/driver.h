@@ -197,6 +197,13 @@ int blk_create_more(struct blk_node *file, const char *name, struct blk_opts *o,
 /* May a name found inside n's image be opened?  Plain paths always. */
 int blk_check_inner_name(const struct blk_node *n, const char *name, struct blk_error *e);
 
+/* ---- for formats ------------------------------------------------------------ */
+
+/* A random (version 4) UUID, in the byte order it is written in. */
+void blk_uuid_generate(uint8_t out[16]);
+/* A line of a check, as QEMU prints it; is_error: it tells of damage. */
+void blk_check_say(struct blk_check *c, bool is_error, const char *fmt, ...) BLK_PRINTF(3, 4);
+
 /* ---- checked arithmetic and byte order ---------------------------------------- */
 
 #define blk_add_overflow(a, b, r) __builtin_add_overflow(a, b, r)
@@ -214,6 +221,16 @@ static inline void put_be32(void *p, uint32_t v)
 { v = __builtin_bswap32(v); __builtin_memcpy(p, &v, 4); }
 static inline void put_be64(void *p, uint64_t v)
 { v = __builtin_bswap64(v); __builtin_memcpy(p, &v, 8); }
+
+static inline uint16_t le16(const void *p)
+{ uint16_t v; __builtin_memcpy(&v, p, 2); return v; }
+static inline uint32_t le32(const void *p)
+{ uint32_t v; __builtin_memcpy(&v, p, 4); return v; }
+static inline uint64_t le64(const void *p)
+{ uint64_t v; __builtin_memcpy(&v, p, 8); return v; }
+static inline void put_le16(void *p, uint16_t v) { __builtin_memcpy(p, &v, 2); }
+static inline void put_le32(void *p, uint32_t v) { __builtin_memcpy(p, &v, 4); }
+static inline void put_le64(void *p, uint64_t v) { __builtin_memcpy(p, &v, 8); }
 
 static inline uint64_t blk_align_down(uint64_t v, uint64_t a) { return v & ~(a - 1); }
 static inline uint64_t blk_align_up(uint64_t v, uint64_t a) { return (v + a - 1) & ~(a - 1); }

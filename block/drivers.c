@@ -12,11 +12,13 @@
 #include <unistd.h>
 
 extern const struct blk_driver blk_raw, blk_qcow2, blk_fault, blk_delay, blk_logwrites;
+extern const struct blk_driver blk_vdi;
 extern const struct blk_driver blk_file_driver, blk_host_device, blk_mem;
 
 const struct blk_driver *const blk_drivers[] = {
     &blk_raw,
     &blk_qcow2,
+    &blk_vdi,
     &blk_fault,
     &blk_delay,
     &blk_logwrites,

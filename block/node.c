@@ -8,6 +8,7 @@
  */
 #include "block/internal.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -387,6 +388,18 @@ int blk_check(struct blk_node *n, struct blk_check *c, int fix, struct blk_error
         return blk_err(e, ENOTSUP, "This image format does not support checks");
     }
     return blk_run(n->loop, check_fiber, &a);
+}
+
+void blk_check_say(struct blk_check *c, bool is_error, const char *fmt, ...)
+{
+    char line[512];
+    va_list ap;
+    if (c->message) {
+        va_start(ap, fmt);
+        vsnprintf(line, sizeof(line), fmt, ap);
+        va_end(ap);
+        c->message(c->arg, is_error, line);
+    }
 }
 
 struct measure_args {

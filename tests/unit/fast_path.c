@@ -1,6 +1,6 @@
 /*
- * fast_path.c - a read or overwrite of an allocated, cached qcow2 cluster, and a
- * read through a deep chain, cost no fiber switch and no allocation: both are
+ * fast_path.c - a read or overwrite of an allocated, cached qcow2 cluster or of a
+ * block of a block map, and a read through a deep chain, cost no fiber switch and no allocation: both are
  * counted, the core's own counters and malloc itself.
  */
 #include "block/block.h"
@@ -36,9 +36,11 @@ static char *path(int i)
     return buf;
 }
 
+static const char *format = "qcow2";
+
 static struct blk_node *open_image(struct blk_loop *l, int i, unsigned flags)
 {
-    struct blk_open_args a = { .filename = path(i), .format = "qcow2", .flags = flags };
+    struct blk_open_args a = { .filename = path(i), .format = format, .flags = flags };
     struct blk_error e = BLK_ERROR_INIT;
     struct blk_node *n;
     if (blk_open(l, &a, &n, &e)) {
@@ -58,7 +60,7 @@ static void create_image(struct blk_loop *l, int i, bool backed)
         blk_opts_set(o, "backing_file", name);
         blk_opts_set(o, "backing_fmt", "qcow2");
     }
-    if (blk_create(l, "qcow2", path(i), o, &e)) {
+    if (blk_create(l, format, path(i), o, &e)) {
         fail_msg("%s", e.text);
     }
     blk_opts_free(o);
@@ -134,6 +136,17 @@ static void reads_and_overwrites_switch_and_allocate_nothing(void **state)
     blk_loop_free(l);
 }
 
+static void formats_with_a_block_map_do_neither(void **state)
+{
+    static const char *const formats[] = { "vdi" };
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(formats); i++) {
+        format = formats[i];
+        reads_and_overwrites_switch_and_allocate_nothing(state);
+        unlink(path(0));
+    }
+    format = "qcow2";
+}
+
 static void a_read_through_a_deep_chain_costs_the_same(void **state)
 {
     struct blk_loop *l = blk_loop_new(NULL);
@@ -181,6 +194,7 @@ static int remove_dir(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(formats_with_a_block_map_do_neither),
         cmocka_unit_test(reads_and_overwrites_switch_and_allocate_nothing),
         cmocka_unit_test(a_read_through_a_deep_chain_costs_the_same),
         cmocka_unit_test(an_allocating_write_does_use_a_fiber),
