@@ -52,7 +52,7 @@ export_core := -rdynamic
 # tools/NAME.c and tools/NAME_*.c -> build/platter-NAME
 tool_bins := $(patsubst tools/%.c,$(B)/platter-%,$(filter-out $(wildcard tools/*_*.c),$(wildcard tools/*.c)))
 bins := $(if $(wildcard img/main.c),$(B)/platter-img) $(if $(wildcard vmm-shim/main.c),$(B)/platter-run) $(tool_bins)
-all: $(bins) $(B)/libplatter.a $(B)/libplatter.so $(modules)
+all: $(bins) $(B)/libplatter.a $(B)/libplatter.so $(modules) $(B)/manuals.stamp
 
 # Says what is missing before the compiler does.
 have-deps:
@@ -82,6 +82,11 @@ $(modules): $(B)/modules/platter-%.so: $$(call obj,$$(wildcard protocols/$$*/*.c
 	$(CC) -shared $(ld_san) $(LDFLAGS) -o $@ $^ $(shell $(PKG_CONFIG) --libs $(module_pkgs_$*)) -pthread
 $(tool_bins): $(B)/platter-%: $$(call obj,$$(wildcard tools/$$*.c tools/$$*_*.c)) $(B)/libplatter.a
 	$(CC) $(ld_san) $(export_core) $(LDFLAGS) -o $@ $(link_core)
+
+# build/man/*.1 and build/completions/*, from what --help says.
+$(B)/manuals.stamp: $(bins) tools/manuals tools/man.awk tools/completion.awk
+	tools/manuals $(B) $(B)
+	@touch $@
 
 # The DSDT as a C array; iasl's comments name paths and times, so they go.
 $(B)/vmm-shim/dsdt.h: vmm-shim/dsdt.asl
@@ -167,6 +172,7 @@ bindir := $(DESTDIR)$(PREFIX)/bin
 libdir := $(DESTDIR)$(PREFIX)/lib
 incdir := $(DESTDIR)$(PREFIX)/include/platter
 mandir := $(DESTDIR)$(PREFIX)/share/man/man1
+compdir := $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 install: all
 	install -d $(bindir) $(libdir) $(incdir)
 	install $(bins) $(bindir)
@@ -175,7 +181,9 @@ install: all
 	install -m 644 $(B)/libplatter.so $(libdir)/libplatter.so.0
 	ln -sf libplatter.so.0 $(libdir)/libplatter.so
 	install -m 644 block/block.h $(incdir)
-	$(if $(wildcard docs/*.1),install -d $(mandir) && install -m 644 docs/*.1 $(mandir))
+	install -d $(mandir) $(compdir)
+	install -m 644 $(B)/man/*.1 $(mandir)
+	install -m 644 $(B)/completions/* $(compdir)
 
 clean:
 	rm -rf build

@@ -18,6 +18,11 @@ for bin in platter-img platter-run platter-io; do
     "$top/bin/$bin" --help >"$tmp/out" 2>&1
     ok $? "$bin runs from where it is installed"
 done
+for f in man/man1/platter-img.1 man/man1/platter-img-convert.1 man/man1/platter-run.1 \
+         man/man1/platter-io.1 bash-completion/completions/platter-img; do
+    test -s "$top/share/$f" 2>"$tmp/out"
+    ok $? "share/$f is installed"
+done
 cat > "$tmp/user.c" <<'C'
 #include <platter/block.h>
 #include <stdio.h>
