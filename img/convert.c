@@ -11,7 +11,9 @@
 #include <string.h>
 
 #include "img/convert.h"
+#include "img/convert_resume.h"
 #include "img/convert_target.h"
+#include "img/convert_verify.h"
 #include "img/img.h"
 
 enum {
@@ -20,12 +22,19 @@ enum {
     OPT_TARGET_IS_ZERO,
     OPT_BITMAPS,
     OPT_SKIP_BROKEN,
+    OPT_VERIFY,
+    OPT_RESUME,
+    OPT_JOURNAL,
+    OPT_CHECKPOINT,
 };
 
 struct args {
     const char *format, *cache, *src_cache, *snapshot;
     bool image_opts, target_image_opts, no_create, progress, quiet, share;
     bool copy_range, target_is_zero, bitmaps, skip_broken, sparse_given;
+    bool verify, resume, json;
+    const char *journal;            /* --journal, or NULL */
+    char digest[CONVERT_DIGEST_HEX];    /* of what was verified */
     char *options;                  /* -o */
     char **sources;
     struct convert_target target;
@@ -64,6 +73,11 @@ static const struct option longs[] = {
     {"progress", optional_argument, NULL, 'p'},
     {"quiet", no_argument, NULL, 'q'},
     {"object", required_argument, NULL, IMG_OPT_OBJECT},
+    {"output", required_argument, NULL, IMG_OPT_OUTPUT},
+    {"verify", no_argument, NULL, OPT_VERIFY},
+    {"resume", no_argument, NULL, OPT_RESUME},
+    {"journal", required_argument, NULL, OPT_JOURNAL},
+    {"checkpoint", required_argument, NULL, OPT_CHECKPOINT},
     {NULL, 0, NULL, 0},
 };
 
@@ -114,6 +128,8 @@ static bool set_flag(struct args *a, int c)
     case OPT_TARGET_IS_ZERO: a->target_is_zero = true; return true;
     case OPT_BITMAPS: a->bitmaps = true; return true;
     case OPT_SKIP_BROKEN: a->skip_broken = true; return true;
+    case OPT_VERIFY: a->verify = true; return true;
+    case OPT_RESUME: a->resume = true; return true;
     default: return false;
     }
 }
@@ -135,6 +151,11 @@ static int set_value(struct args *a, int c, const char *argv0)
     case 'S': return parse_sparse(a, optarg);
     case 'm': return parse_workers(a, optarg);
     case 'r': return img_parse_size("rate limit", optarg, &a->c.rate) ? 1 : 0;
+    case OPT_JOURNAL: a->journal = optarg; return 0;
+    case OPT_CHECKPOINT:
+        return img_parse_size_in("checkpoint interval", optarg, 1, INT64_MAX, &a->c.checkpoint)
+                   ? 1 : 0;
+    case IMG_OPT_OUTPUT: return img_parse_output(argv0, optarg, &a->json) ? 1 : 0;
     case IMG_OPT_OBJECT: return img_add_object(optarg) ? 1 : 0;
     default: return img_try_help(argv0);
     }
@@ -159,6 +180,14 @@ static int check_options(const struct args *a)
         img_error("-o has no effect when skipping image creation");
     } else if (a->target_is_zero && !a->no_create) {
         img_error("--target-is-zero requires use of -n flag");
+    } else if (a->resume && a->cache && !strcmp(a->cache, "unsafe")) {
+        img_error("--resume needs a target cache mode that flushes, not '%s'", a->cache);
+    } else if (a->journal && !a->resume) {
+        img_error("--journal requires --resume");
+    } else if (a->resume && a->bitmaps) {
+        img_error("--resume cannot copy bitmaps");
+    } else if (a->resume && a->target_image_opts) {
+        img_error("--resume needs the target's name, not --target-image-opts");
     } else {
         return 0;
     }
@@ -356,7 +385,11 @@ static int open_target(struct args *a)
         img_error("Invalid cache option: %s", a->cache);
         return -EINVAL;
     }
-    if (!a->no_create && create_target(a)) {
+    if (a->c.journal && journal_resumes(a->c.journal)) {
+        if (journal_mend(a->target.filename, a->target.format)) {
+            return -EIO;
+        }
+    } else if (!a->no_create && create_target(a)) {
         return -EIO;
     }
     im.opts = a->target.open_opts;
@@ -430,7 +463,112 @@ static void report_failure(const struct convert_failure *f)
     case CONVERT_WRITE:
         img_error("error while writing at byte %llu: %s", at, why);
         break;
+    case CONVERT_JOURNAL:
+        img_error("error while writing the journal: %s", why);
+        break;
     }
+}
+
+/* Everything that has to be the same for a convert to go on. */
+static json_t *identity(const struct args *a)
+{
+    const struct convert_target *t = &a->target;
+    json_t *sources = json_array();
+
+    for (size_t i = 0; i < a->c.nsrc; i++) {
+        json_array_append_new(sources, journal_describe(a->c.src[i].node));
+    }
+    return json_pack("{s:o, s:s*, s:s, s:s*, s:s*, s:s*, s:s*, s:b, s:b, s:b, s:b, s:i}",
+                     "sources", sources, "snapshot", a->snapshot, "target", t->filename,
+                     "format", t->format, "options", t->options, "backing", t->backing,
+                     "backing-format", t->backing_format, "no-create", a->no_create,
+                     "target-is-zero", a->target_is_zero, "compress", a->c.compress,
+                     "salvage", a->c.salvage, "sparse", (int)a->c.sparse);
+}
+
+static int open_journal(struct args *a)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+
+    a->c.journal = journal_open(a->journal, a->target.filename, identity(a), &e);
+    if (!a->c.journal) {
+        img_report(&e);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+/* The target is open: where to begin. */
+static int begin(struct args *a)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    struct convert *c = &a->c;
+    int ret = 0;
+
+    if (c->journal) {
+        ret = journal_start(c->journal, c->dst, &e);
+        if (ret == 0 && journal_at(c->journal) > c->total) {
+            ret = blk_err(&e, EINVAL, "The journal is that of a larger image");
+        }
+        c->pos = c->done = c->saved = journal_at(c->journal);
+    }
+    if (ret < 0) {
+        img_report(&e);
+    } else if (a->verify) {
+        ret = convert_verify_start(c, c->pos == 0);
+        if (ret == -ENOMEM) {
+            img_error("%s", strerror(ENOMEM));
+        }
+    }
+    return ret;
+}
+
+static int verify_target(struct args *a)
+{
+    struct img_image im = { .filename = a->target.filename, .format = a->target.format,
+                            .image_opts = a->target_image_opts, .quiet = true };
+    struct blk_node *n;
+    int ret;
+
+    img_cache_flags(a->cache, &im.flags);
+    im.flags &= ~(unsigned)BLK_O_NO_FLUSH;
+    n = img_open(&im);
+    if (!n) {
+        return -EIO;
+    }
+    ret = convert_verify(&a->c, n, a->digest);
+    return img_close(n) ? -EIO : ret;
+}
+
+/* The target is closed. */
+static int finish(struct args *a, int ret)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    bool complete = ret == 0;
+
+    if (complete && a->verify) {
+        ret = verify_target(a);
+    }
+    /* Also of one that did not verify: going on would not make it any better. */
+    if (complete && a->c.journal && journal_remove(a->c.journal, &e)) {
+        img_report(&e);
+        ret = -EIO;
+    }
+    return ret;
+}
+
+static int print_result(const struct args *a)
+{
+    json_t *sources = json_array();
+
+    for (size_t i = 0; i < a->c.nsrc; i++) {
+        json_array_append_new(sources, json_string(blk_filename(a->c.src[i].node)));
+    }
+    return img_json_result(json_pack(
+        "{s:o, s:s, s:s*, s:I, s:s*, s:I}", "sources", sources, "target", a->target.filename,
+        "format", a->target.format, "virtual-size", (json_int_t)a->c.total,
+        "sha256-tree", *a->digest ? a->digest : NULL,
+        "resumed-at", (json_int_t)(a->c.journal ? journal_at(a->c.journal) : 0)));
 }
 
 static int convert_images(struct args *a)
@@ -447,11 +585,17 @@ static int convert_images(struct args *a)
     if (ret == 0) {
         ret = prepare_target(a);
     }
+    if (ret == 0 && a->resume) {
+        ret = open_journal(a);
+    }
     if (ret == 0) {
         ret = open_target(a);
     }
     if (ret == 0) {
         ret = measure_target(a);
+    }
+    if (ret == 0) {
+        ret = begin(a);
     }
     if (ret == 0) {
         ret = convert_copy(&a->c);
@@ -474,10 +618,16 @@ static int run(void *arg)
     if (img_close(a->c.dst) < 0) {
         ret = -EIO;
     }
+    ret = finish(a, ret);
     if (ret == 0) {
         img_progress_set(100, 100, false);
     }
     img_progress_end();
+    if (ret == 0 && a->json) {
+        ret = print_result(a);
+    }
+    convert_verify_free(&a->c);
+    journal_free(a->c.journal);
     for (size_t i = 0; a->c.src && i < a->c.nsrc; i++) {
         img_close(a->c.src[i].node);
     }
@@ -493,6 +643,9 @@ static int run_or_help(struct args *a, int argc, char **argv)
 
     if (ret) {
         return ret;
+    }
+    if (!a->cache) {
+        a->cache = a->resume ? "writeback" : "unsafe";
     }
     if (!t->format && !a->target_image_opts) {
         t->format = "raw";
@@ -518,8 +671,8 @@ static int run_or_help(struct args *a, int argc, char **argv)
 
 static int convert_main(int argc, char **argv)
 {
-    struct args a = { .cache = "unsafe", .src_cache = "writeback",
-                      .c = { .sparse = 4096, .workers = 8 } };
+    struct args a = { .src_cache = "writeback",
+                      .c = { .sparse = 4096, .workers = 8, .checkpoint = 64u << 20 } };
     int c, ret = 0;
 
     while (ret == 0 && (c = getopt_long(argc, argv, "hf:O:B:F:Cco:l:S:pt:T:qnm:WUr:", longs,
@@ -545,7 +698,9 @@ const struct img_command img_convert = {
     .synopsis = "[-f SRC_FMT|--image-opts] [-T SRC_CACHE] [-U]\n"
                 "        [-O TGT_FMT [-o TGT_OPTS]|--target-image-opts] [-t TGT_CACHE] [-n]\n"
                 "        [-B BACKING_FILENAME -F BACKING_FMT] [-S SPARSE_SIZE] [-m N] [-W] [-r RATE]\n"
-                "        [--salvage] SRC_FILENAME [SRC_FILENAME2 [...]] TGT_FILENAME",
+                "        [--salvage] [--verify] [--resume [--journal FILE] [--checkpoint SIZE]]\n"
+                "        [-p] [--progress=FD|json] [-q] [--output human|json]\n"
+                "        SRC_FILENAME [SRC_FILENAME2 [...]] TGT_FILENAME",
     .arguments =
         "  -q, --quiet\n     quiet operation\n"
         "  -p, --progress\n     show operation progress\n"
@@ -578,6 +733,13 @@ const struct img_command img_convert = {
         "  -C, --copy-range-offloading\n     let the storage copy where it can\n"
         "  --salvage\n     go on after read errors, with zeros in place of what is lost\n"
         "  -W, --oob-writes\n     allow writing in any order\n"
+        "  --verify\n     read the target back and compare it with what was copied\n"
+        "  --resume\n     go on where an earlier run of the same command was interrupted; a journal\n"
+        "     beside the target, TGT_FILENAME.journal, says how far it came. The default of -t\n"
+        "     is writeback then\n"
+        "  --journal FILE\n     the journal's name, for targets that are not local files\n"
+        "  --checkpoint SIZE\n     with --resume: flush, and note it in the journal, after this much (64M)\n"
+        "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     define an object (eg encryption key)\n"
         "  SRC_FILENAME\n     source image file name; several are put end to end\n"
         "  TGT_FILENAME\n     target image file name\n",

@@ -13,6 +13,8 @@
  *    in any order and several are in flight.
  *  - With compress, chunks are whole clusters of the target (the last one ends with
  *    it), and neighbouring DATA segments are neighbours in the buffer.
+ *  - With a journal, everything before the lowest chunk in hand is complete when a
+ *    checkpoint flushes the target, and only then the journal says so.
  *  - Everything here runs in fibers of one loop.
  */
 #ifndef PLATTER_IMG_CONVERT_H
@@ -43,7 +45,7 @@ struct convert_source {
  * segment, except MAP: in the source's node. */
 struct convert_failure {
     int err;                    /* -errno; 0: none */
-    enum convert_step { CONVERT_MAP, CONVERT_READ, CONVERT_WRITE } step;
+    enum convert_step { CONVERT_MAP, CONVERT_READ, CONVERT_WRITE, CONVERT_JOURNAL } step;
     uint64_t at;
 };
 
@@ -64,6 +66,7 @@ struct convert_chunk {
 };
 
 struct digest_stream;
+struct journal;
 
 struct convert {
     /* Set by the caller. */
@@ -83,6 +86,8 @@ struct convert {
     uint64_t rate;              /* bytes a second, 0: no limit */
     size_t buf_size;            /* multiple of 4096, at least cluster */
     struct digest_stream *digest;   /* of what is copied, or NULL; not with has_backing */
+    struct journal *journal;    /* of --resume, or NULL */
+    uint64_t checkpoint;        /* bytes between its entries */
     uint64_t work;              /* what progress counts up to; 0: total */
 
     /* convert_source.c's own. */
@@ -100,6 +105,9 @@ struct convert {
     uint64_t fed;               /* ticket that is next in the digest */
     struct co_queue turns, feeds, ended;
     uint64_t done;              /* bytes finished, for progress: starts at what came before */
+    uint64_t in_hand[CONVERT_WORKERS_MAX];  /* no chunk of this worker is below; UINT64_MAX */
+    uint64_t saved;             /* the journal says so */
+    bool saving;
     uint64_t rate_at;           /* when the rate allows the next write, ns */
 };
 
@@ -109,6 +117,10 @@ int convert_next(struct convert *c, struct convert_chunk *ch);
 
 /* Move everything. 0 or -errno: c->failure has the first error.  Fiber. */
 int convert_copy(struct convert *c);
+
+/* Bytes [at, at + len) of the space of all sources, zeros where a source ends before its
+ * length does.  Fiber. */
+int convert_read_sources(const struct convert *c, uint64_t at, void *buf, size_t len);
 
 /* Keep the first error. */
 static inline int convert_fail(struct convert *c, int err, enum convert_step step, uint64_t at)

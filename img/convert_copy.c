@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "img/convert.h"
+#include "img/convert_resume.h"
 #include "img/digest.h"
 #include "img/img.h"
 
@@ -20,6 +21,7 @@
 
 struct worker {
     struct convert *c;
+    unsigned number;
     uint8_t *buf;                       /* made when there is data */
     uint8_t *zeros;                     /* one byte a grain: is it all zeros */
     struct digest_chunk *digest;        /* with c->digest */
@@ -442,6 +444,40 @@ static void write_chunk(struct worker *w, int ret)
     }
 }
 
+/* ---- checkpoints ------------------------------------------------------------- */
+
+/* No chunk below this one is in anybody's hands. */
+static uint64_t all_done_before(const struct convert *c)
+{
+    uint64_t at = c->pos;
+
+    for (unsigned i = 0; i < c->workers; i++) {
+        at = BLK_MIN(at, c->in_hand[i]);
+    }
+    return at;
+}
+
+/* When enough is done since the last: one worker sees to it, others go on. */
+static void save_checkpoint(struct convert *c)
+{
+    uint64_t at = all_done_before(c);
+    int err;
+
+    if (!c->journal || c->saving || c->failure.err || at < c->saved + c->checkpoint) {
+        return;
+    }
+    c->saving = true;
+    err = co_flush(c->dst);
+    if (err) {
+        convert_fail(c, err, CONVERT_WRITE, at);
+    } else if (!c->failure.err && (err = journal_save(c->journal, at))) {
+        convert_fail(c, err, CONVERT_JOURNAL, at);
+    } else {
+        c->saved = at;
+    }
+    c->saving = false;
+}
+
 /* ---- workers ---------------------------------------------------------------- */
 
 static void worker_run(void *arg)
@@ -450,6 +486,7 @@ static void worker_run(void *arg)
     struct convert *c = w->c;
 
     for (;;) {
+        c->in_hand[w->number] = c->pos;
         int ret = convert_next(c, &w->chunk);
 
         if (ret < 0 || !w->chunk.nsegs) {
@@ -464,7 +501,10 @@ static void worker_run(void *arg)
             feed_chunk(w, ret);
         }
         write_chunk(w, ret);
+        c->in_hand[w->number] = UINT64_MAX;
+        save_checkpoint(c);
     }
+    c->in_hand[w->number] = UINT64_MAX;
     c->running--;
     co_wake_one(&c->ended);
 }
@@ -473,6 +513,7 @@ static int start_workers(struct convert *c, struct worker **workers)
 {
     int ret = 0;
 
+    memset(c->in_hand, 0xFF, sizeof(c->in_hand));
     for (unsigned i = 0; i < c->workers && ret == 0; i++) {
         struct worker *w = calloc(1, sizeof(*w));
 
@@ -480,9 +521,11 @@ static int start_workers(struct convert *c, struct worker **workers)
         if (w) {
             workers[i] = w;
             w->c = c;
+            w->number = i;
             ret = co_start(co_loop(), worker_run, w);
         }
         if (ret == 0) {
+            c->in_hand[i] = c->pos;
             c->running++;
         }
     }

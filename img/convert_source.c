@@ -230,3 +230,20 @@ int convert_next(struct convert *c, struct convert_chunk *ch)
     co_unlock(&c->lock);
     return ret;
 }
+
+int convert_read_sources(const struct convert *c, uint64_t at, void *buf, size_t len)
+{
+    uint8_t *p = buf;
+    int err = 0;
+
+    while (len && !err) {
+        const struct convert_source *s = source_at(c, at);
+        size_t now = (size_t)BLK_MIN(len, s->start + s->length - at);
+
+        err = co_read(s->node, at - s->start + s->skip, p, now);
+        at += now;
+        p += now;
+        len -= now;
+    }
+    return err;
+}

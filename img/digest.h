@@ -63,9 +63,9 @@ const struct digest_tree *digest_stream_tree(const struct digest_stream *s);
 /* After the last chunk.  0 or -ENOMEM. */
 int digest_stream_end(struct digest_stream *s, uint64_t size, uint8_t *out);
 
-/* Read [0, size) of a node through such a stream.  c: workers, salvage, quiet and
- * progress as set by the caller; the failure is in c->failure.  Fiber. */
-int digest_read(struct convert *c, struct blk_node *n, uint64_t size, struct digest_stream *s);
+/* Read all of c's sources through such a stream; src, nsrc, total, workers, salvage,
+ * quiet, done and work are set by the caller, the failure is in c->failure.  Fiber. */
+int digest_read(struct convert *c, struct digest_stream *s);
 
 /* Lower-case hexadecimal, len * 2 + 1 bytes. */
 void digest_hex(const uint8_t *digest, unsigned len, char *out);

@@ -239,13 +239,8 @@ int digest_stream_end(struct digest_stream *s, uint64_t size, uint8_t *out)
 
 /* ---- reading an image through it ---------------------------------------------------------- */
 
-int digest_read(struct convert *c, struct blk_node *n, uint64_t size, struct digest_stream *s)
+int digest_read(struct convert *c, struct digest_stream *s)
 {
-    struct convert_source src = { .node = n, .length = size };
-
-    c->src = &src;
-    c->nsrc = 1;
-    c->total = size;
     c->backing_size = UINT64_MAX;
     c->sparse = DIGEST_SEGMENT;         /* zeros need not be written out */
     c->cluster = DIGEST_SEGMENT;        /* chunks of whole segments */

@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""convert --resume: killed at any moment, run again, the image is right; convert
+--verify: what was changed behind its back is found."""
+import atexit
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.path.join(ROOT, os.environ.get('B', 'build'))
+IMG = os.path.join(BUILD, 'platter-img')
+QEMU_IMG = os.path.join(os.environ.get('ORACLE', os.path.join(ROOT, 'build/oracle/bin')), 'qemu-img')
+os.chdir(tempfile.mkdtemp(prefix='convert-resume.'))
+atexit.register(shutil.rmtree, os.getcwd())
+rnd = random.Random(os.environ.get('SEED', 7))
+MiB = 1 << 20
+count = 0
+
+
+def ok(good, name, *why):
+    global count
+    count += 1
+    print('%sok %d - %s' % ('' if good else 'not ', count, name), flush=True)
+    for line in () if good else why:
+        print('# %r' % (line,))
+
+
+def run(*words, status=0, program=IMG, **more):
+    p = subprocess.run([program] + list(words), capture_output=True, text=True, **more)
+    if p.returncode != status:
+        ok(False, ' '.join(words), p.returncode, p.stdout, p.stderr)
+    return p
+
+
+def make_source(name, size, pieces):
+    with open(name, 'wb') as f:
+        f.truncate(size)
+        for _ in range(pieces):
+            f.seek(rnd.randrange(size // 4096) * 4096)
+            half = rnd.randbytes(rnd.randrange(1, 300000))
+            f.write(half + bytes(1000) + half[:5000])
+        f.truncate(size)
+
+
+def killed(*words):
+    """Run, kill -9 after a random moment; True: it was done before."""
+    p = subprocess.Popen([IMG] + list(words), stderr=subprocess.PIPE)
+    try:
+        p.wait(rnd.uniform(0.002, 0.12))
+    except subprocess.TimeoutExpired:
+        p.send_signal(signal.SIGKILL)
+    err = p.communicate()[1]
+    if p.returncode not in (0, -signal.SIGKILL):
+        ok(False, 'a run ends in one of two ways', p.returncode, err)
+    return p.returncode == 0
+
+
+def clean(name):
+    return run('check', '-q', name, program=QEMU_IMG).returncode == 0
+
+
+# ---- kill -9 at random moments -------------------------------------------------------
+
+make_source('src.raw', 24 * MiB, 120)
+run('convert', '-f', 'raw', '-O', 'qcow2', '-o', 'cluster_size=4k', 'src.raw', 'src.qcow2')
+want = run('digest', '-f', 'raw', 'src.raw').stdout.split()[0]
+
+
+def junk(name, options):
+    """A target that is there already, with other content."""
+    make_source('junk.raw', 24 * MiB, 60)
+    run('convert', '-f', 'raw', '-O', *options, 'junk.raw', name)
+
+
+def resumes(name, fmt, source, options, before=None, kills=10):
+    interrupted, done, target = 0, True, 'target.img'
+    words = ['convert', '--resume', '--checkpoint', '1M', '-r', '120M', '-O', fmt]
+    words += options + [source, target]
+    while interrupted < kills:
+        if done:
+            for f in (target, target + '.journal', target + '.journal.new'):
+                if os.path.exists(f):
+                    os.unlink(f)
+            if before:
+                before(target)
+        done = killed(*words)
+        interrupted += not done
+        if done and run('digest', '-f', fmt, target).stdout.split()[0] != want:
+            break
+    words[words.index('120M')] = '1G'
+    run(*words)
+    ok(run('digest', '-f', fmt, target).stdout.split()[0] == want,
+       '%s: the right image after %d kills' % (name, kills))
+    ok(not os.path.exists(target + '.journal'), '%s: no journal is left' % name)
+    if fmt == 'qcow2':
+        ok(clean(target), '%s: qemu-img check finds nothing' % name)
+        ok(run('compare', '-F', fmt, source, target, program=QEMU_IMG).returncode == 0,
+           '%s: qemu-img compare agrees' % name)
+
+
+resumes('raw to raw', 'raw', 'src.raw', [])
+resumes('raw to qcow2', 'qcow2', 'src.raw', ['-m', '3'])
+resumes('qcow2 to qcow2, small clusters, any order', 'qcow2', 'src.qcow2',
+        ['-W', '-o', 'cluster_size=4k'])
+resumes('compressed', 'qcow2', 'src.raw', ['-c'])
+resumes('an existing qcow2', 'qcow2', 'src.raw', ['-n'],
+        lambda t: junk(t, ['qcow2', '-o', 'cluster_size=16k']))
+resumes('an existing raw image', 'raw', 'src.raw', ['-n'], lambda t: junk(t, ['raw']))
+
+# ---- what it refuses ------------------------------------------------------------------
+
+
+def interrupted(*options, target='t.qcow2', at=6 * MiB):
+    """A convert that is killed once it said that so much is done."""
+    for f in (target, target + '.journal'):
+        if os.path.exists(f):
+            os.unlink(f)
+    p = subprocess.Popen([IMG, 'convert', '--resume', '--checkpoint', '1M', '-r', '30M', '-m', '1',
+                          '--progress=json', '-O', 'qcow2', *options, 'src.raw', target],
+                         stderr=subprocess.PIPE, text=True)
+    for line in p.stderr:
+        if json.loads(line)['done'] >= at:
+            break
+    p.kill()
+    p.communicate()
+
+
+def again(*words, status=0):
+    return run('convert', '--resume', '-O', 'qcow2', *words, status=status)
+
+
+interrupted()
+where = json.load(open('t.qcow2.journal'))['copied']
+ok(where >= MiB, 'the journal says how far it came', where)
+p = again('-c', 'src.raw', 't.qcow2', status=1)
+ok('belongs to another convert: compress changed' in p.stderr and 'Remove it' in p.stderr,
+   'other options: refused', p)
+p = again('-o', 'cluster_size=4k', 'src.raw', 't.qcow2', status=1)
+ok('options changed' in p.stderr, 'other creation options: refused', p)
+p = again('src.qcow2', 't.qcow2', status=1)
+ok('sources changed' in p.stderr, 'another source: refused', p)
+before = os.stat('src.raw')
+os.utime('src.raw', ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+p = again('src.raw', 't.qcow2', status=1)
+ok('sources changed' in p.stderr, 'a source that was written since: refused', p)
+os.utime('src.raw', ns=(before.st_atime_ns, before.st_mtime_ns))
+shutil.copy('t.qcow2', 'copy')
+os.rename('copy', 't.qcow2')
+p = again('src.raw', 't.qcow2', status=1)
+ok('the target was replaced' in p.stderr, 'another target of that name: refused', p)
+interrupted()
+r = json.loads(again('--verify', '--output=json', 'src.raw', 't.qcow2').stdout)
+ok(r['resumed-at'] >= MiB and r['sha256-tree'] == want, 'with --verify: all of it is compared', r)
+with open('t.qcow2.journal', 'w') as f:
+    f.write('what is this?')
+p = again('src.raw', 't.qcow2', status=1)
+ok("Could not read journal 't.qcow2.journal'" in p.stderr, 'a damaged journal: refused', p)
+os.unlink('t.qcow2.journal')
+p = again('-t', 'unsafe', 'src.raw', 't.qcow2', status=1)
+ok('cache mode that flushes' in p.stderr, 'without flushes there is nothing to go on from', p)
+p = run('convert', '--journal', 'x', 'src.raw', 't.raw', status=1)
+ok('--journal requires --resume' in p.stderr, '--journal alone', p)
+p = again('--journal', 'elsewhere', 'src.raw', 't.qcow2')
+ok(not os.path.exists('elsewhere') and clean('t.qcow2'), '--journal: removed when done', p)
+
+# ---- verify ------------------------------------------------------------------------------
+
+for options in (['-O', 'raw'], ['-O', 'qcow2'], ['-O', 'qcow2', '-c'], ['-O', 'qcow2', '-W', '-m', '5'],
+                ['-O', 'raw', '-S', '0'], ['-n', '-O', 'raw']):
+    if '-n' in options:
+        junk('v.img', ['raw'])
+    p = run('convert', '--verify', '--output=json', *options, 'src.raw', 'v.img')
+    ok(json.loads(p.stdout)['sha256-tree'] == want, 'verify: ' + ' '.join(options), p)
+p = run('convert', '--verify', '-O', 'qcow2', '-B', 'src.qcow2', '-F', 'qcow2', 'src.raw', 'v.img')
+ok(p.stdout == p.stderr == '', 'verify: an overlay', p)
+p = run('convert', '--verify', '-O', 'qcow2', 'src.raw', 'src.qcow2', 'v.img')
+ok(p.stdout == p.stderr == '', 'verify: several sources', p)
+
+p = subprocess.Popen([IMG, 'convert', '--verify', '-r', '30M', '-m', '1', '--progress=json', '-f', 'raw',
+                      '-O', 'raw', 'src.raw', 'bad.raw'], stderr=subprocess.PIPE, text=True)
+for line in p.stderr:
+    if json.loads(line)['done'] >= 6 * MiB:
+        break
+with open('bad.raw', 'r+b') as f:
+    f.seek(3 * MiB + 5)
+    old = f.read(1)
+    f.seek(3 * MiB + 5)
+    f.write(bytes([old[0] ^ 1]))
+err = p.communicate()[1]
+ok(p.returncode == 1 and 'platter-img: bad.raw: verification failed: differs from the source at '
+   'byte %d\n' % (3 * MiB) in err, 'verify: names the first sector that differs', p.returncode, err)
+print('1..%d' % count)
