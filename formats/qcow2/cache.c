@@ -18,11 +18,6 @@ static inline uint32_t hash_of(uint64_t index, uint32_t bits)
     return (uint32_t)((index * 0x9e3779b97f4a7c15ull) >> (64 - bits));
 }
 
-static size_t slice_bytes(const struct qcow2 *q)
-{
-    return (size_t)8 << q->slice_bits;
-}
-
 static uint32_t bits_for(uint64_t n)
 {
     uint32_t bits = 4;
@@ -35,7 +30,7 @@ static uint32_t bits_for(uint64_t n)
 int qcow2_cache_init(struct qcow2 *q, uint64_t l2_bytes, uint64_t refcount_bytes)
 {
     uint64_t all = q->h.size / ((uint64_t)q->cluster_size << q->slice_bits) + 1;
-    q->max_slices = BLK_MAX(l2_bytes / slice_bytes(q), 8u);
+    q->max_slices = BLK_MAX(l2_bytes / qcow2_slice_bytes(q), 8u);
     q->max_blocks = BLK_MAX(refcount_bytes / q->cluster_size, 8u);
     q->slice_hash_bits = bits_for(BLK_MIN(all, q->max_slices));
     q->block_hash_bits = bits_for(BLK_MIN(q->reft_len, q->max_blocks));
@@ -114,7 +109,7 @@ static int slice_load(struct qcow2 *q, uint64_t index, struct qcow2_slice **out)
 {
     uint64_t l1 = q->l1[qcow2_l1_index(q, index)];
     uint64_t table = l1 & QCOW2_OFFSET_MASK;
-    uint64_t in_table = (index & ((1ull << (q->l2_bits - q->slice_bits)) - 1)) * slice_bytes(q);
+    uint64_t in_table = (index & ((1ull << (q->l2_bits - q->slice_bits)) - 1)) * qcow2_slice_bytes(q);
 
     if (l1 & QCOW2_L1_RESERVED || table & (q->cluster_size - 1)) {
         return qcow2_mark_corrupt(q, "L2 table offset %#llx unaligned or with reserved bits "
@@ -127,11 +122,11 @@ static int slice_load(struct qcow2 *q, uint64_t index, struct qcow2_slice **out)
                                     (unsigned long long)qcow2_l1_index(q, index));
     }
     slices_evict(q);
-    struct qcow2_slice *s = malloc(sizeof(*s) + slice_bytes(q));
+    struct qcow2_slice *s = malloc(sizeof(*s) + qcow2_slice_bytes(q));
     if (!s) {
         return -ENOMEM;
     }
-    int err = co_read(q->file, table + in_table, s->entry, slice_bytes(q));
+    int err = co_read(q->file, table + in_table, s->word, qcow2_slice_bytes(q));
     if (err) {
         free(s);
         return err;

@@ -179,10 +179,15 @@ static uint64_t div_up(uint64_t a, uint64_t b)
     return a / b + !!(a % b);
 }
 
+static uint64_t per_l2(const struct create *c)
+{
+    return c->cluster / (c->h.incompatible & QCOW2_INC_EXTL2 ? 16 : 8);
+}
+
 /* Sizes of everything, with data clusters mapped (preallocation) or none. */
 static void lay_out(struct create *c, uint64_t data)
 {
-    uint64_t entries = c->cluster / 8;
+    uint64_t entries = per_l2(c);
     c->per_l2 = entries;
     c->per_block = c->cluster * 8 >> c->h.refcount_order;
     c->h.l1_size = (uint32_t)div_up(c->h.size, c->cluster * entries);
@@ -209,7 +214,7 @@ static int take_size(struct create *c, struct blk_opts *o, struct blk_error *e)
         return err;
     }
     if (size > BLK_SIZE_MAX ||
-        div_up(size, c->cluster * (c->cluster / 8)) * 8 > QCOW2_MAX_L1_BYTES) {
+        div_up(size, c->cluster * per_l2(c)) * 8 > QCOW2_MAX_L1_BYTES) {
         err = blk_err(e, EFBIG, "Could not resize image: Image is too big");
         blk_error_hint(e, "A larger cluster_size allows larger images");
         return err;
@@ -314,7 +319,8 @@ static int write_l2(const struct create *c, struct blk_node *file, uint8_t *buf)
     for (uint64_t i = 0; !err && i < c->l2; i++) {
         memset(buf, 0, c->cluster);
         for (uint64_t k = 0; k < c->per_l2 && i * c->per_l2 + k < c->data; k++) {
-            put_be64(buf + k * 8, (l2_at(c, i) + 1 + k) * c->cluster | QCOW2_COPIED);
+            put_be64(buf + k * (c->cluster / c->per_l2),
+                     (l2_at(c, i) + 1 + k) * c->cluster | QCOW2_COPIED);
         }
         err = co_write(file, l2_at(c, i) * c->cluster, buf, c->cluster, 0);
     }
@@ -384,7 +390,7 @@ static int count_allocated(struct blk_node *src, uint64_t cluster, uint64_t size
 static uint64_t measure_file(struct create *c, uint64_t data)
 {
     uint64_t all = div_up(c->h.size, c->cluster), entries = c->cluster / 8;
-    uint64_t l2 = div_up(all, entries), l1 = div_up(l2 * 8, c->cluster);
+    uint64_t l2 = div_up(all, per_l2(c)), l1 = div_up(l2 * 8, c->cluster);
     uint64_t meta = 1 + l2 + l1, n = meta + all, blocks = 0, reft = 0, last;
     c->per_block = c->cluster * 8 >> c->h.refcount_order;
     do {

@@ -238,14 +238,15 @@ static int run_publish(struct deflate *d, uint64_t *i, uint64_t end)
         unsigned k = qcow2_entry_index(q, guest);
         int err = qcow2_l2_write(q, guest, &s);
         for (; !err && *i < end && k < 1u << q->slice_bits; k++) {
-            uint64_t old = be64(&s->entry[k]);
+            uint64_t old = qcow2_entry_get(q, s->word, k);
             err = qcow2_entry_check(q, old, (d->first + *i) << q->h.cluster_bits);
             if (err) {
                 qcow2_slice_put(s);
                 return err;
             }
             qcow2_free_entry_later(q, old);
-            put_be64(&s->entry[k], packed_entry(q, &d->piece[*i]));
+            qcow2_entry_put(q, s->word, k, packed_entry(q, &d->piece[*i]));
+            qcow2_bitmap_put(q, s->word, k, 0);
             qcow2_slice_dirty(q, s);
             ++*i;
         }

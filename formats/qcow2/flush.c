@@ -42,11 +42,6 @@ struct flush {
 
 /* ---- taking the copy ------------------------------------------------------------- */
 
-static size_t slice_bytes(const struct qcow2 *q)
-{
-    return (size_t)8 << q->slice_bits;
-}
-
 static uint64_t l1_pieces(const struct qcow2 *q)
 {
     return q->l1_any_dirty ? (q->h.l1_size * 8ull + 511) / 512 : 0;
@@ -57,7 +52,7 @@ static int flush_reserve(struct flush *f)
     struct qcow2 *q = f->q;
     uint64_t reft = q->reft_dirty_first < q->reft_dirty_end
                         ? (q->reft_dirty_end - 1) / 64 - q->reft_dirty_first / 64 + 1 : 0;
-    size_t bytes = q->ndirty_blocks * q->cluster_size + q->ndirty_slices * slice_bytes(q);
+    size_t bytes = q->ndirty_blocks * q->cluster_size + q->ndirty_slices * qcow2_slice_bytes(q);
     uint64_t l1 = 0;
 
     for (uint64_t i = 0, n = l1_pieces(q); i < n; i++) {
@@ -92,8 +87,8 @@ static void flush_take(struct flush *f)
         f->blocks[f->nblocks++] = b;
     }
     for (struct qcow2_slice *s = q->dirty_slices; s; s = s->dirty_next) {
-        memcpy(at, s->entry, slice_bytes(q));
-        at += slice_bytes(q);
+        memcpy(at, s->word, qcow2_slice_bytes(q));
+        at += qcow2_slice_bytes(q);
         s->dirty = false;
         s->pins++;
         f->slices[f->nslices++] = s;
@@ -205,7 +200,7 @@ static int write_blocks(struct flush *f)
 static uint64_t slice_offset(const struct qcow2 *q, const struct qcow2_slice *s)
 {
     uint64_t in_table = s->index & ((1ull << (q->l2_bits - q->slice_bits)) - 1);
-    return (q->l1[qcow2_l1_index(q, s->index)] & QCOW2_OFFSET_MASK) + in_table * slice_bytes(q);
+    return (q->l1[qcow2_l1_index(q, s->index)] & QCOW2_OFFSET_MASK) + in_table * qcow2_slice_bytes(q);
 }
 
 static int write_pointers(struct flush *f)
@@ -217,8 +212,8 @@ static int write_pointers(struct flush *f)
     if (!p) {
         return -ENOMEM;
     }
-    for (size_t i = 0; i < f->nslices; i++, at += slice_bytes(q)) {
-        piece_set(&p[n++], slice_offset(q, f->slices[i]), at, slice_bytes(q));
+    for (size_t i = 0; i < f->nslices; i++, at += qcow2_slice_bytes(q)) {
+        piece_set(&p[n++], slice_offset(q, f->slices[i]), at, qcow2_slice_bytes(q));
     }
     for (size_t i = 0; i < f->nl1; i++, at += 512) {
         uint64_t left = (q->h.l1_size - f->l1_at[i]) * 8;
@@ -233,7 +228,7 @@ static int write_pointers(struct flush *f)
 static int write_reft(struct flush *f)
 {
     struct qcow2 *q = f->q;
-    uint8_t *at = f->copy + f->nblocks * q->cluster_size + f->nslices * slice_bytes(q) +
+    uint8_t *at = f->copy + f->nblocks * q->cluster_size + f->nslices * qcow2_slice_bytes(q) +
                   f->nl1 * 512;
     struct piece *p = calloc(f->nreft + 1, sizeof(*p));
     if (!p) {
@@ -279,7 +274,7 @@ static int reft_write_moved(struct flush *f, const struct qcow2_space *at)
 {
     struct qcow2 *q = f->q;
     uint64_t bytes = at->clusters << q->h.cluster_bits;
-    const uint8_t *copy = f->copy + f->nblocks * q->cluster_size + f->nslices * slice_bytes(q) +
+    const uint8_t *copy = f->copy + f->nblocks * q->cluster_size + f->nslices * qcow2_slice_bytes(q) +
                           f->nl1 * 512;
     uint8_t *buf = blk_buf_alloc(bytes);
     struct qcow2_header old = q->h;

@@ -586,7 +586,8 @@ static int read_backing_name(struct qcow2 *q, const uint8_t *buf, struct blk_err
 static void set_geometry(struct qcow2 *q)
 {
     q->cluster_size = 1u << q->h.cluster_bits;
-    q->l2_bits = q->h.cluster_bits - 3;
+    q->wide = q->h.incompatible & QCOW2_INC_EXTL2 ? 1 : 0;
+    q->l2_bits = q->h.cluster_bits - 3 - q->wide;
     q->refcount_bits = 1u << q->h.refcount_order;
     q->refblock_bits = q->h.cluster_bits + 3 - q->h.refcount_order;
 }

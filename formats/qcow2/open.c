@@ -31,7 +31,7 @@ static int read_options(struct qcow2 *q, struct blk_opts *o, uint64_t *l2, uint6
         "lazy-refcounts", "pass-discard-request", "pass-discard-snapshot", "pass-discard-other",
         "discard-no-unref",
     };
-    uint64_t all = qcow2_clusters(q, q->h.size) * 8, total = 0;
+    uint64_t all = qcow2_clusters(q, q->h.size) * qcow2_entry_bytes(q), total = 0;
     bool b;
     int err;
 
@@ -197,7 +197,7 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
         goto fail;
     }
     q->slice_bits = q->l2_bits;
-    while (8u << q->slice_bits > SLICE_BYTES_MAX) {
+    while (qcow2_slice_bytes(q) > SLICE_BYTES_MAX) {
         q->slice_bits--;
     }
     node_fill(q);

@@ -86,13 +86,14 @@ struct qcow2_ext {                          /* unknown header extensions, kept *
     uint8_t data[];
 };
 
-/* A piece of an L2 table in memory: entries as on disk. */
+/* A piece of an L2 table in memory: entries as on disk, of one word or (extended L2) of
+ * two; l2.c's accessors know which. */
 struct qcow2_slice {
     uint64_t index;                         /* guest offset / bytes a slice maps */
     struct qcow2_slice *hash_next, *dirty_next;
     uint32_t pins;                          /* fibers that must not lose it */
     bool dirty, used;                       /* used: the clock's bit */
-    uint64_t entry[];
+    uint64_t word[];
 };
 
 struct qcow2_block {                        /* a refcount block in memory */
@@ -127,6 +128,7 @@ struct qcow2 {
                                                metadata and compressed data are in file */
     struct qcow2_header h;
     uint32_t cluster_size, l2_bits, slice_bits; /* entries: 1 << bits */
+    unsigned wide;                          /* 1: extended L2, an entry is two words */
     uint32_t refcount_bits, refblock_bits;  /* counts a block: 1 << refblock_bits */
     uint64_t *l1;                           /* host order, h.l1_size entries */
     struct qcow2_ext *exts;                 /* unknown ones, in order */
@@ -285,6 +287,34 @@ static inline uint64_t qcow2_slice_index(const struct qcow2 *q, uint64_t guest)
 static inline unsigned qcow2_entry_index(const struct qcow2 *q, uint64_t guest)
 {
     return (unsigned)(guest >> q->h.cluster_bits) & ((1u << q->slice_bits) - 1);
+}
+/* An L2 entry in a table as on disk: its bytes, its first word, and its second, the
+ * subclusters' bitmap (0 without extended L2). Host order. */
+static inline unsigned qcow2_entry_bytes(const struct qcow2 *q)
+{
+    return 8u << q->wide;
+}
+static inline uint64_t qcow2_entry_get(const struct qcow2 *q, const void *table, unsigned i)
+{
+    return be64((const uint64_t *)table + ((size_t)i << q->wide));
+}
+static inline void qcow2_entry_put(const struct qcow2 *q, void *table, unsigned i, uint64_t entry)
+{
+    put_be64((uint64_t *)table + ((size_t)i << q->wide), entry);
+}
+static inline uint64_t qcow2_bitmap_get(const struct qcow2 *q, const void *table, unsigned i)
+{
+    return q->wide ? be64((const uint64_t *)table + 2 * (size_t)i + 1) : 0;
+}
+static inline void qcow2_bitmap_put(const struct qcow2 *q, void *table, unsigned i, uint64_t map)
+{
+    if (q->wide) {
+        put_be64((uint64_t *)table + 2 * (size_t)i + 1, map);
+    }
+}
+static inline size_t qcow2_slice_bytes(const struct qcow2 *q)
+{
+    return (size_t)qcow2_entry_bytes(q) << q->slice_bits;
 }
 /* L1 index of a guest slice number. */
 static inline uint64_t qcow2_l1_index(const struct qcow2 *q, uint64_t slice)

@@ -44,7 +44,7 @@ static int extent_at(const struct qcow2 *q, const struct qcow2_slice *s, uint64_
         x->len = BLK_MIN(len, span - (off & (span - 1)));
         return 0;
     }
-    x->entry = be64(&s->entry[i]);
+    x->entry = qcow2_entry_get(q, s->word, i);
     x->type = qcow2_entry_type(q, x->entry);
     if (!entry_sane(q, x->entry)) {
         return -EIO;
@@ -53,7 +53,7 @@ static int extent_at(const struct qcow2 *q, const struct qcow2_slice *s, uint64_
     x->copied = x->entry & QCOW2_COPIED;
     uint64_t next = (x->entry & QCOW2_OFFSET_MASK) + q->cluster_size;
     for (i++; got < len && i < end && x->type != QCOW2_DEFLATED; i++) {
-        uint64_t e = be64(&s->entry[i]);
+        uint64_t e = qcow2_entry_get(q, s->word, i);
         enum qcow2_type t = qcow2_entry_type(q, e);
         if (t != x->type || !entry_sane(q, e) ||
             ((t == QCOW2_NORMAL || t == QCOW2_ZERO_ALLOC) &&
@@ -222,7 +222,7 @@ static uint64_t compressed_run(struct qcow2 *q, const struct qcow2_slice *s,
     len = BLK_MIN(BLK_MIN(len, v->iov_len - pos), RUN_BYTES);
     max = off & (q->cluster_size - 1) ? 0 : BLK_MIN(len >> q->h.cluster_bits, RUN_MAX);
     for (; n < max && i < end; i++, n++) {
-        entry[n] = be64(&s->entry[i]) & ~QCOW2_COPIED;
+        entry[n] = qcow2_entry_get(q, s->word, i) & ~QCOW2_COPIED;
         if (!(entry[n] & QCOW2_COMPRESSED)) {
             break;
         }

@@ -78,8 +78,8 @@ static int walk(struct qcow2 *q, const struct tree *t, tree_fn *fn, void *arg)
         }
         err = co_read(q->file, off, table, q->cluster_size);
         err = err ? err : fn(q, off, 1, 0, arg);
-        for (uint64_t k = 0; !err && k < 1ull << q->l2_bits; k++) {
-            err = walk_entry(q, be64(table + k * 8), fn, arg);
+        for (unsigned k = 0; !err && k < 1u << q->l2_bits; k++) {
+            err = walk_entry(q, qcow2_entry_get(q, table, k), fn, arg);
         }
     }
     blk_buf_free(table);
@@ -133,7 +133,7 @@ static int free_step(struct qcow2 *q, uint64_t offset, uint64_t clusters, uint64
 static int fix_copied_slice(struct qcow2 *q, struct qcow2_slice *s)
 {
     for (unsigned k = 0; k < 1u << q->slice_bits; k++) {
-        uint64_t old = be64(&s->entry[k]), new = old & ~QCOW2_COPIED, count;
+        uint64_t old = qcow2_entry_get(q, s->word, k), new = old & ~QCOW2_COPIED, count;
         if (old & QCOW2_COMPRESSED || !(old & QCOW2_OFFSET_MASK)) {
             continue;
         }
@@ -143,7 +143,7 @@ static int fix_copied_slice(struct qcow2 *q, struct qcow2_slice *s)
         }
         new |= count == 1 ? QCOW2_COPIED : 0;
         if (new != old) {
-            put_be64(&s->entry[k], new);
+            qcow2_entry_put(q, s->word, k, new);
             qcow2_slice_dirty(q, s);
         }
     }

@@ -98,13 +98,13 @@ int qcow2_entry_check(struct qcow2 *q, uint64_t e, uint64_t guest)
 static int alloc_plan(struct alloc *a, uint64_t max)
 {
     struct qcow2 *q = a->q;
-    uint64_t first = be64(&a->s->entry[a->index]);
+    uint64_t first = qcow2_entry_get(q, a->s->word, a->index);
     max = BLK_MIN(max, (1ull << q->slice_bits) - a->index);
 
     a->clusters = 0;
     a->in_place = reusable(q, first);
     for (uint64_t i = 0; i < max; i++) {
-        uint64_t e = be64(&a->s->entry[a->index + i]);
+        uint64_t e = qcow2_entry_get(q, a->s->word, a->index + (unsigned)i);
         int err = qcow2_entry_check(q, e, a->guest + (i << q->h.cluster_bits));
         if (err) {
             return err;
@@ -129,7 +129,7 @@ static int cow_read(struct alloc *a, uint64_t cluster, uint64_t in, uint64_t len
                     bool *zero)
 {
     struct qcow2 *q = a->q;
-    uint64_t e = be64(&a->s->entry[a->index + cluster]);
+    uint64_t e = qcow2_entry_get(q, a->s->word, a->index + (unsigned)cluster);
     uint64_t guest = a->guest + (cluster << q->h.cluster_bits) + in;
     uint64_t have = guest < q->n->size ? BLK_MIN(len, q->n->size - guest) : 0;
     struct iovec iov = { buf, len };
@@ -226,12 +226,13 @@ static void alloc_publish(struct alloc *a)
 {
     struct qcow2 *q = a->q;
     for (uint64_t i = 0; i < a->clusters; i++) {
-        uint64_t *e = &a->s->entry[a->index + i];
-        uint64_t old = be64(e);
+        unsigned at = a->index + (unsigned)i;
+        uint64_t old = qcow2_entry_get(q, a->s->word, at);
         if (!a->in_place) {
             qcow2_free_entry_later(q, old);
         }
-        put_be64(e, (a->space.offset + (i << q->h.cluster_bits)) | QCOW2_COPIED);
+        qcow2_entry_put(q, a->s->word, at,
+                        (a->space.offset + (i << q->h.cluster_bits)) | QCOW2_COPIED);
     }
     qcow2_slice_dirty(q, a->s);
 }
@@ -294,7 +295,7 @@ static int overwrite_run(struct qcow2 *q, uint64_t off, uint64_t len, uint64_t *
     unsigned end = 1u << q->slice_bits;
     uint64_t in = off & (q->cluster_size - 1), want = 0;
     for (unsigned i = qcow2_entry_index(q, off); i < end && *run < len; i++) {
-        uint64_t e = be64(&s->entry[i]);
+        uint64_t e = qcow2_entry_get(q, s->word, i);
         err = qcow2_entry_check(q, e, off + *run);
         if (err || !overwritable(q, e) || (*run && (e & QCOW2_OFFSET_MASK) != want)) {
             break;

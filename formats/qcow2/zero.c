@@ -53,7 +53,7 @@ static int wipe_entries(struct qcow2 *q, struct qcow2_slice *s, unsigned i, uint
                         uint64_t first, enum wipe how, bool explicit)
 {
     for (uint64_t k = 0; k < n; k++) {
-        uint64_t old = be64(&s->entry[i + k]), guest = (first + k) << q->h.cluster_bits, new;
+        uint64_t old = qcow2_entry_get(q, s->word, i + (unsigned)k), guest = (first + k) << q->h.cluster_bits, new;
         bool backed = explicit || (q->n->backing && guest < q->n->backing->size);
         int err = wiped_entry(q, how, old, backed, &new);
         if (err) {
@@ -62,7 +62,7 @@ static int wipe_entries(struct qcow2 *q, struct qcow2_slice *s, unsigned i, uint
         if (new == old) {
             continue;
         }
-        put_be64(&s->entry[i + k], new);
+        qcow2_entry_put(q, s->word, i + (unsigned)k, new);
         qcow2_slice_dirty(q, s);
         if ((new & QCOW2_OFFSET_MASK) != (old & QCOW2_OFFSET_MASK) || old & QCOW2_COMPRESSED) {
             qcow2_free_entry_later(q, old);
