@@ -287,6 +287,8 @@ enum {
     BLK_ST_COMPRESSED = 1u << 4,
     BLK_ST_EOF        = 1u << 5,    /* the extent ends at the node's end */
     BLK_ST_RECURSE    = 1u << 6,    /* driver to core: add host's DATA and ZERO */
+    BLK_ST_READS_ZERO = 1u << 7,    /* DATA to whoever asks for a map, as QEMU has it, but
+                                       known to be zeros: need not be read */
 };
 struct blk_status {
     unsigned flags;

@@ -12,13 +12,14 @@
 #include <unistd.h>
 
 extern const struct blk_driver blk_raw, blk_qcow2, blk_fault, blk_delay, blk_logwrites;
-extern const struct blk_driver blk_vdi;
+extern const struct blk_driver blk_vhdx, blk_vdi;
 extern const struct blk_driver blk_file_driver, blk_host_device, blk_mem;
 
 const struct blk_driver *const blk_drivers[] = {
     &blk_raw,
     &blk_qcow2,
     &blk_vdi,
+    &blk_vhdx,
     &blk_fault,
     &blk_delay,
     &blk_logwrites,
@@ -203,13 +204,26 @@ const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_er
     return NULL;
 }
 
+static size_t add_names(char *text, size_t at, size_t room, bool protocol, bool filter)
+{
+    for (size_t i = 0; blk_drivers[i]; i++) {
+        if (blk_drivers[i]->protocol == protocol && blk_drivers[i]->filter == filter) {
+            at += (size_t)snprintf(text + at, room - at, " %s", blk_drivers[i]->name);
+        }
+    }
+    return at;
+}
+
 const char *blk_build_info(void)
 {
-    static char text[512];
+    static char text[1024];
     char path[PATH_MAX + 64];
-    size_t at = (size_t)snprintf(text, sizeof(text), "platter " PLATTER_VERSION
-                                 "\nformats: raw qcow2 (filters: fault delay logwrites)"
-                                 "\nprotocols: file host_device mem");
+    size_t at = (size_t)snprintf(text, sizeof(text), "platter " PLATTER_VERSION "\nformats:");
+    at = add_names(text, at, sizeof(text), false, false);
+    at += (size_t)snprintf(text + at, sizeof(text) - at, " (filters:");
+    at = add_names(text, at, sizeof(text), false, true);
+    at += (size_t)snprintf(text + at, sizeof(text) - at, ")\nprotocols:");
+    at = add_names(text, at, sizeof(text), true, false);
     for (size_t i = 0; i < BLK_ARRAY_SIZE(modules); i++) {
         if (module_find(&modules[i], path, sizeof(path))) {
             at += (size_t)snprintf(text + at, sizeof(text) - at, " %s", modules[i].name);

@@ -146,7 +146,8 @@ static int side_status(struct compare *c, struct side *s, uint64_t pos)
 
 static bool needs_reading(const struct side *s)
 {
-    return (s->st.flags & BLK_ST_ALLOCATED) && !(s->st.flags & BLK_ST_ZERO);
+    return (s->st.flags & BLK_ST_ALLOCATED) &&
+           !(s->st.flags & (BLK_ST_ZERO | BLK_ST_READS_ZERO));
 }
 
 static bool strict_mismatch(const struct compare *c)
@@ -160,7 +161,6 @@ static bool strict_mismatch(const struct compare *c)
 static int common_piece(struct compare *c, struct piece *p)
 {
     struct side *a = &c->side[0], *b = &c->side[1];
-    bool alloc_a, alloc_b;
 
     if (side_status(c, a, c->pos) < 0 || side_status(c, b, c->pos) < 0) {
         return -EIO;
@@ -171,11 +171,6 @@ static int common_piece(struct compare *c, struct piece *p)
     }
     p->offset = c->pos;
     p->length = BLK_MIN(c->common, BLK_MIN(a->st_end, b->st_end)) - c->pos;
-    alloc_a = a->st.flags & BLK_ST_ALLOCATED;
-    alloc_b = b->st.flags & BLK_ST_ALLOCATED;
-    if ((a->st.flags & b->st.flags & BLK_ST_ZERO) || (!alloc_a && !alloc_b)) {
-        return 0;
-    }
     p->read[0] = needs_reading(a);
     p->read[1] = needs_reading(b);
     return 0;

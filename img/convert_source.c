@@ -24,7 +24,7 @@ static const struct convert_source *source_at(const struct convert *c, uint64_t 
 
 static enum convert_kind kind_of(const struct convert *c, unsigned flags, uint64_t pos)
 {
-    if (flags & BLK_ST_ZERO) {
+    if (flags & (BLK_ST_ZERO | BLK_ST_READS_ZERO)) {
         /* Past the end of its backing file the target reads as zeros unwritten. */
         return c->has_backing && pos >= c->backing_size ? CONVERT_BACKING : CONVERT_ZERO;
     }

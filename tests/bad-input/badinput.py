@@ -123,6 +123,8 @@ def file_hash(path):
 class Test:
     """One case: its directory, its problems."""
 
+    fmt = "qcow2"                   # what the images are; a case may say otherwise
+
     def __init__(self, tmp):
         self.tmp = tmp
         self.n = 0
@@ -168,7 +170,7 @@ class Test:
         words = ["-r"] if ro else []
         for c in cmds:
             words += ["-c", c]
-        return self.run(IO, "-f", "qcow2", *words, *opts, path, **kw)
+        return self.run(IO, "-f", self.fmt, *words, *opts, path, **kw)
 
     def oracle(self, *args):
         return run(ORACLE_IMG, *args, limits=False)
@@ -177,7 +179,7 @@ class Test:
         words = ["-r"] if ro else []
         for c in cmds:
             words += ["-c", c]
-        return run(ORACLE_IO, "-f", "qcow2", *words, path, limits=False)
+        return run(ORACLE_IO, "-f", self.fmt, *words, path, limits=False)
 
     # ---- outcomes ----------------------------------------------------------------
 
@@ -200,17 +202,17 @@ class Test:
         check="damage": check, which opens what is damaged, may also report
         corruptions."""
         before = file_hash(path)
-        runs = [("convert", "-f", "qcow2", "-O", "raw", path, self.path("out.raw")),
-                ("dd", "-f", "qcow2", "-O", "raw", "bs=64k", "count=1",
+        runs = [("convert", "-f", self.fmt, "-O", "raw", path, self.path("out.raw")),
+                ("dd", "-f", self.fmt, "-O", "raw", "bs=64k", "count=1",
                  "if=%s" % path, "of=%s" % self.path("dd.raw"))]
         if info:
-            runs.append(("info", "-f", "qcow2", path))
+            runs.append(("info", "-f", self.fmt, path))
         if check == "damage":
-            r = self.img("check", "-f", "qcow2", path)
+            r = self.img("check", "-f", self.fmt, path)
             if r.rc != 2:
                 self.one_line(r, path, reason)
         elif check:
-            runs.append(("check", "-f", "qcow2", path))
+            runs.append(("check", "-f", self.fmt, path))
         for words in runs:
             self.one_line(self.img(*words), path, reason)
         self.one_line(self.io(path, "read 0 512", ro=True), path, reason)
@@ -237,16 +239,16 @@ class Test:
         """A read gets EIO; opened read-only, the file stays as it is."""
         before = file_hash(path)
         self.io_fails(path, "read %d %d" % (guest, length), reason, ro=True)
-        r = self.img("convert", "-f", "qcow2", "-O", "raw", path, self.path("out.raw"))
+        r = self.img("convert", "-f", self.fmt, "-O", "raw", path, self.path("out.raw"))
         self.expect(r.hung or r.rc == 1, "convert did not fail: %s" % r)
         self.expect(file_hash(path) == before, "a read-only open changed the file")
 
-    def content(self, path, program="ours", fmt="qcow2"):
+    def content(self, path, program="ours", fmt=None):
         """The guest's bytes, by our program or the oracle."""
         out = self.path("content.raw")
         if os.path.exists(out):
             os.unlink(out)
-        words = ("convert", "-f", fmt, "-O", "raw", path, out)
+        words = ("convert", "-f", fmt or self.fmt, "-O", "raw", path, out)
         r = self.img(*words) if program == "ours" else self.oracle(*words)
         if r.rc != 0:
             self.bad("cannot be read: %s" % r)
@@ -265,7 +267,7 @@ class Test:
 
     def check_counts(self, path, program="ours"):
         """(exit code, corruptions, leaks) of check."""
-        words = ("check", "-f", "qcow2", "--output=json", path)
+        words = ("check", "-f", self.fmt, "--output=json", path)
         r = self.img(*words) if program == "ours" else self.oracle(*words)
 
         def number(key):
@@ -293,9 +295,9 @@ class Test:
 
     def sound(self, path):
         """Both checkers call it free of corruptions and leaks."""
-        r = self.oracle("check", "-f", "qcow2", path)
+        r = self.oracle("check", "-f", self.fmt, path)
         self.expect(r.rc == 0, "the oracle's check: %s" % r)
-        r = self.img("check", "-f", "qcow2", path)
+        r = self.img("check", "-f", self.fmt, path)
         self.expect(r.rc == 0, "our check: %s" % r)
 
     def corrupt_bit(self, path):

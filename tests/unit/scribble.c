@@ -518,6 +518,10 @@ SCRIBBLE(direct_64k, 3, 65536, 16, false, QCOW2_LONG, 16 * MIB + 512, 200000, 20
 
 SCRIBBLE_AS(vdi, "vdi", NULL, 1 << 20, 24 * MIB + 512, 3 << 20, 5, 0)
 SCRIBBLE_AS(vdi_static, "vdi", "static=on", 1 << 20, 24 * MIB + 512, 3 << 20, 20, 0)
+SCRIBBLE_AS(vhdx, "vhdx", "block_size=1M", 1 << 20, 24 * MIB + 512, 3 << 20, 10, 0)
+SCRIBBLE_AS(vhdx_fixed, "vhdx", "subformat=fixed,block_size=2M,block_state_zero=off", 2 << 20,
+            23 * MIB + 512, 3 << 20, 40, 0)
+SCRIBBLE_AS(vhdx_direct, "vhdx", "block_size=1M", 1 << 20, 9 * MIB + 512, 2 << 20, 40, BLK_O_DIRECT)
 SCRIBBLE_AS(vdi_direct, "vdi", NULL, 1 << 20, 9 * MIB + 512, 2 << 20, 40, BLK_O_DIRECT)
 
 int main(void)
@@ -537,6 +541,9 @@ int main(void)
         cmocka_unit_test(vdi),
         cmocka_unit_test(vdi_static),
         cmocka_unit_test(vdi_direct),
+        cmocka_unit_test(vhdx),
+        cmocka_unit_test(vhdx_fixed),
+        cmocka_unit_test(vhdx_direct),
     };
 
     blk_program = "scribble";
