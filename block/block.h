@@ -426,6 +426,7 @@ const struct blk_option_desc *blk_create_options(const char *format);
 /* i-th driver's name in table order (NULL past the end), formats and protocols. */
 const char *blk_driver_at(size_t i, bool *is_protocol, bool *can_create);
 bool blk_driver_known(const char *name);
+bool blk_driver_compresses(const char *name);    /* BLK_REQ_COMPRESSED works there */
 
 /* Create filename as format; opts: the format's creation options and the
  * protocol's ("size", "backing_file", "backing_fmt", "cluster_size", ...).

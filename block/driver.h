@@ -75,6 +75,7 @@ struct blk_node {
 struct blk_driver {
     const char *name;
     bool protocol;
+    bool compresses;                /* takes BLK_REQ_COMPRESSED; filters pass it on */
     bool filter;                    /* passes n->file through: status, truncate and length
                                        need not be there; see blk_filter_inherit() */
     const char *const *schemes;     /* protocols: URL schemes, NULL-terminated */

@@ -53,6 +53,12 @@ bool blk_driver_known(const char *name)
     return blk_driver_find(name) != NULL;
 }
 
+bool blk_driver_compresses(const char *name)
+{
+    const struct blk_driver *d = blk_driver_find(name);
+    return d && d->compresses;
+}
+
 const char *blk_driver_at(size_t i, bool *is_protocol, bool *can_create)
 {
     size_t built_in = BLK_ARRAY_SIZE(blk_drivers) - 1;

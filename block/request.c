@@ -201,6 +201,9 @@ static int check_write(const struct blk_node *n, const struct blk_req *req, uint
     if (end > n->size && !n->can_grow) {
         return req->op == BLK_WRITE ? -ENOSPC : -EINVAL;
     }
+    if (req->flags & BLK_REQ_COMPRESSED && !n->drv->compresses && !n->drv->filter) {
+        return -ENOTSUP;
+    }
     return 0;
 }
 

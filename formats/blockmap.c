@@ -135,7 +135,7 @@ static bool fast_write(struct blockmap *m, struct blk_req *req)
         return false;
     }
     extent_at(m, p, req->offset, req->length, &x);
-    if (x.len < req->length || !bm_is_data(x.v) || req->flags & BLK_REQ_COMPRESSED ||
+    if (x.len < req->length || !bm_is_data(x.v) ||
         (m->busy && busy_hit(m, first, first + x.blocks)) || !all_touched(m, first, x.blocks)) {
         return false;
     }
@@ -384,9 +384,6 @@ static int write_fiber(struct blk_req *req)
     uint64_t pos = 0;
     int err;
 
-    if (req->flags & BLK_REQ_COMPRESSED) {
-        return -ENOTSUP;
-    }
     parts = blk_parts_new(req->iov, req->iovcnt);
     err = parts ? 0 : -ENOMEM;
     while (!err && pos < req->length) {

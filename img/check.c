@@ -21,7 +21,6 @@ struct check {
 /* Findings go to stderr as they come, whatever the output format. */
 static void on_message(void *arg, bool is_error, const char *line)
 {
-    fflush(stdout);
     fprintf(stderr, "%s\n", line);
 }
 

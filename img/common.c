@@ -13,7 +13,6 @@
 
 static void message(const char *kind, const char *fmt, va_list ap)
 {
-    fflush(stdout);             /* keep the order when both go to one place */
     fprintf(stderr, "%s: %s", blk_program, kind);
     vfprintf(stderr, fmt, ap);
     fputc('\n', stderr);
@@ -56,7 +55,6 @@ void img_report_prefixed(const struct blk_error *e, const char *fmt, ...)
 {
     va_list ap;
 
-    fflush(stdout);
     fprintf(stderr, "%s: ", blk_program);
     va_start(ap, fmt);
     vfprintf(stderr, fmt, ap);
@@ -67,7 +65,6 @@ void img_report_prefixed(const struct blk_error *e, const char *fmt, ...)
 
 int img_try_help(const char *argv0)
 {
-    fflush(stdout);
     fprintf(stderr, "Try '%s --help' for more info\n", argv0);
     return 1;
 }

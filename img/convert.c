@@ -251,23 +251,13 @@ static int place_sources(struct args *a)
 
 /* ---- the target ------------------------------------------------------------- */
 
-static bool can_compress(const char *format)
-{
-    const struct blk_option_desc *d = blk_create_options(format);
-
-    while (d && d->name && strcmp(d->name, "compression_type")) {
-        d++;
-    }
-    return d && d->name;
-}
-
 static int check_compression(struct args *a)
 {
     struct blk_opts *o = a->target.opts;
     const char *prealloc = o ? blk_opts_get(o, "preallocation") : NULL;
     bool encryption = false;
 
-    if (a->target.format && !can_compress(a->target.format)) {
+    if (a->target.format && !blk_driver_compresses(a->target.format)) {
         img_error("Compression not supported for this file format");
         return -ENOTSUP;
     }
@@ -397,7 +387,7 @@ static int open_target(struct args *a)
     if (!a->c.dst) {
         return -EIO;
     }
-    if (a->c.compress && !can_compress(blk_format_name(a->c.dst))) {
+    if (a->c.compress && !blk_driver_compresses(blk_format_name(a->c.dst))) {
         img_error("Compression not supported for this file format");
         return -ENOTSUP;
     }

@@ -60,7 +60,6 @@ static void warn_guessed(const struct img_image *im, struct blk_node *n)
         names_format(im)) {
         return;
     }
-    fflush(stdout);
     fprintf(stderr, "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
             "         Automatically detecting the format is dangerous for raw images, write "
             "operations on block 0 will be restricted.\n"

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,11 +24,14 @@
 
 struct shell {
     struct blk_loop *loop;
-    struct blk_node *node;
+    struct blk_node *node;        /* NULL: no file is open */
+    const char *backing_urls;
     unsigned aio_pending;
     bool failed;                  /* some command failed: exit status 1 */
     bool quit;
 };
+
+static bool io_bad_usage(const char *name);
 
 struct io_op {
     struct shell *sh;
@@ -48,8 +52,6 @@ static int io_run_fiber(void *arg)
 
     switch (op->op) {
     case BLK_READ:
-        if (a->offset > blk_size(op->sh->node) || a->length > blk_size(op->sh->node) - a->offset)
-            return -EIO;            /* the core would give zeros */
         return co_readv(op->sh->node, a->offset, a->iov, a->iovcnt, a->length);
     case BLK_WRITE:
         return co_writev(op->sh->node, a->offset, a->iov, a->iovcnt, a->length, op->flags);
@@ -62,11 +64,20 @@ static int io_run_fiber(void *arg)
     }
 }
 
+static bool io_inside(const struct io_op *op)
+{
+    uint64_t size = blk_size(op->sh->node);
+
+    return op->a.offset <= size && op->a.length <= size - op->a.offset;
+}
+
 /* Runs the op, prints its outcome under verb ("read", "wrote", ...). */
 static bool io_run(struct io_op *op, const char *verb)
 {
     uint64_t t0 = blk_now_ns();
-    int ret = blk_run(op->sh->loop, io_run_fiber, op);
+    /* The core would read zeros past the end, or say that there is no room. */
+    int ret = op->op == BLK_FLUSH || io_inside(op) ? blk_run(op->sh->loop, io_run_fiber, op)
+                                                   : -EIO;
     uint64_t ns = blk_now_ns() - t0;
 
     if (ret < 0) {
@@ -82,47 +93,34 @@ static bool io_run(struct io_op *op, const char *verb)
     return ok;
 }
 
-static bool cmd_read(struct shell *sh, int argc, char **argv)
-{
-    struct io_op op = { .sh = sh, .name = "read", .op = BLK_READ };
-    bool many = !strcmp(argv[0], "readv"), ok = false;
-    int at = io_letters(&op.a, argc, argv, "+CP:l:qs:v", true);
-
-    if (at < 0 || !io_extent(&op.a, argc, argv, at, many, true) || !io_check_range(&op.a))
-        goto out;
-    memset(op.a.buf, 0xcd, op.a.length);
-    ok = io_run(&op, "read");
-out:
-    io_args_release(&op.a);
-    return ok;
-}
-
 static bool io_write_flags(struct io_op *op)
 {
     struct io_args *a = &op->a;
 
-    if (a->zero && (a->has_pattern || a->source || a->compressed)) {
-        printf("-z cannot be combined with -P, -s or -c\n");
+    if (a->no_fallback && !a->zero) {
+        printf("-n requires -z to be specified\n");
         return false;
     }
-    if ((a->unmap || a->no_fallback) && !a->zero) {
-        printf("-u and -n require -z\n");
+    if (a->unmap && !a->zero) {
+        printf("-u requires -z to be specified\n");
+        return false;
+    }
+    if (a->zero + a->has_pattern + (a->source != NULL) > 1) {
+        printf(strncmp(op->name, "aio", 3)
+               ? "Only one of -z, -P, and -s can be specified at the same time\n"
+               : "-z and -P cannot be specified at the same time\n");
         return false;
     }
     op->op = a->zero ? BLK_WRITE_ZEROES : BLK_WRITE;
     op->flags = (a->fua ? BLK_REQ_FUA : 0u) | (a->unmap ? BLK_REQ_MAY_UNMAP : 0u) |
                 (a->no_fallback ? BLK_REQ_FAST_ZERO : 0u) |
-                (a->compressed ? BLK_REQ_COMPRESSED : 0u);
+                (a->compressed && !a->zero ? BLK_REQ_COMPRESSED : 0u);
     return true;
 }
 
-static bool io_prepare_write(struct io_op *op, int argc, char **argv, const char *letters,
-                             bool many)
+static bool io_write_extent(struct io_op *op, int argc, char **argv, int at)
 {
-    int at = io_letters(&op->a, argc, argv, letters, false);
-
-    if (at < 0 || !io_write_flags(op) ||
-        !io_extent(&op->a, argc, argv, at, many, op->op == BLK_WRITE))
+    if (!io_write_flags(op) || !io_extent(&op->a, argc, argv, at, op->op == BLK_WRITE))
         return false;
     if (op->op != BLK_WRITE)
         return true;
@@ -130,10 +128,42 @@ static bool io_prepare_write(struct io_op *op, int argc, char **argv, const char
     return !op->a.source || io_fill_from_file(&op->a);
 }
 
+/* The words of a command into op; false: what is wrong has been printed. */
+static bool io_parse(struct io_op *op, int argc, char **argv, const char *letters, bool many)
+{
+    bool is_read = op->op == BLK_READ;
+    int at = io_letters(&op->a, argc, argv, letters, is_read);
+
+    if (at == IO_BAD_USAGE || (at >= 0 && (many ? argc - at < 2 : argc - at != 2)) ||
+        (is_read && !op->a.has_pattern && (op->a.has_check_len || op->a.check_off)))
+        return io_bad_usage(argv[0]);
+    if (at < 0)
+        return false;
+    op->name = argv[0];
+    return is_read || op->op == BLK_DISCARD ? io_extent(&op->a, argc, argv, at, is_read)
+                                            : io_write_extent(op, argc, argv, at);
+}
+
+static bool cmd_read(struct shell *sh, int argc, char **argv)
+{
+    struct io_op op = { .sh = sh, .op = BLK_READ };
+    bool many = !strcmp(argv[0], "readv");
+    bool ok = io_parse(&op, argc, argv, many ? "CP:qrv" : "Cl:pP:qrs:v", many) &&
+              io_check_range(&op.a);
+
+    if (ok) {
+        memset(op.a.buf, 0xab, op.a.length);
+        ok = io_run(&op, "read");
+    }
+    io_args_release(&op.a);
+    return ok;
+}
+
 static bool cmd_write(struct shell *sh, int argc, char **argv)
 {
-    struct io_op op = { .sh = sh, .name = "write" };
-    bool ok = io_prepare_write(&op, argc, argv, "+cCfnP:qs:uz", !strcmp(argv[0], "writev")) &&
+    struct io_op op = { .sh = sh, .op = BLK_WRITE };
+    bool many = !strcmp(argv[0], "writev");
+    bool ok = io_parse(&op, argc, argv, many ? "CfqrP:" : "cCfnpP:qrs:uz", many) &&
               io_run(&op, "wrote");
 
     io_args_release(&op.a);
@@ -142,9 +172,8 @@ static bool cmd_write(struct shell *sh, int argc, char **argv)
 
 static bool cmd_discard(struct shell *sh, int argc, char **argv)
 {
-    struct io_op op = { .sh = sh, .name = "discard", .op = BLK_DISCARD };
-    int at = io_letters(&op.a, argc, argv, "+Cq", false);
-    bool ok = at >= 0 && io_extent(&op.a, argc, argv, at, false, false) && io_run(&op, "discard");
+    struct io_op op = { .sh = sh, .op = BLK_DISCARD };
+    bool ok = io_parse(&op, argc, argv, "Cq", false) && io_run(&op, "discard");
 
     io_args_release(&op.a);
     return ok;
@@ -163,22 +192,17 @@ static void io_aio_done(struct blk_req *req)
 {
     struct io_op *op = req->arg;
     bool is_read = op->op == BLK_READ;
-    bool ok = true;
 
     op->sh->aio_pending--;
-    if (req->result < 0) {
+    if (req->result < 0)
         printf("%s failed: %s\n", op->name, strerror(-req->result));
-        ok = op->a.ignore_error;
-    } else if (is_read && op->a.has_pattern) {
-        ok = io_verify(&op->a);
-    }
+    else if (is_read && op->a.has_pattern)
+        io_verify(&op->a);
     if (req->result >= 0) {
         if (is_read && op->a.verbose)
             io_dump(op->a.buf, op->a.offset, op->a.length);
         io_report(is_read ? "read" : "wrote", &op->a, blk_now_ns() - op->t0);
     }
-    if (!ok)
-        op->sh->failed = true;
     io_args_release(&op->a);
     free(op);
 }
@@ -193,51 +217,48 @@ static void io_aio_submit(struct io_op *op)
     };
     op->t0 = blk_now_ns();
     op->sh->aio_pending++;
-    blk_submit(op->sh->node, &op->req);
+    if (io_inside(op)) {
+        blk_submit(op->sh->node, &op->req);
+    } else {
+        op->req.result = -EIO;
+        io_aio_done(&op->req);
+    }
 }
 
-static struct io_op *io_aio_new(struct shell *sh, const char *name)
+static bool io_aio(struct shell *sh, int argc, char **argv, enum blk_op what, const char *letters)
 {
     struct io_op *op = calloc(1, sizeof(*op));
 
-    if (op) {
-        op->sh = sh;
-        op->name = name;
+    if (!op)
+        return false;
+    op->sh = sh;
+    op->op = what;
+    op->name = argv[0];
+    if (!io_parse(op, argc, argv, letters, true)) {
+        io_args_release(&op->a);
+        free(op);
+        return false;
     }
-    return op;
+    op->name = what == BLK_READ ? "aio_read" : "aio_write";     /* argv does not last */
+    if (op->a.ignore_error) {
+        io_args_release(&op->a);                /* -i: only counted as invalid in QEMU */
+        free(op);
+        return true;
+    }
+    if (what == BLK_READ)
+        memset(op->a.buf, 0xab, op->a.length);
+    io_aio_submit(op);
+    return true;
 }
 
 static bool cmd_aio_write(struct shell *sh, int argc, char **argv)
 {
-    struct io_op *op = io_aio_new(sh, "aio_write");
-
-    if (!op)
-        return false;
-    if (!io_prepare_write(op, argc, argv, "+CfiP:quz", true)) {
-        io_args_release(&op->a);
-        free(op);
-        return false;
-    }
-    io_aio_submit(op);
-    return true;
+    return io_aio(sh, argc, argv, BLK_WRITE, "CfiP:qruz");
 }
 
 static bool cmd_aio_read(struct shell *sh, int argc, char **argv)
 {
-    struct io_op *op = io_aio_new(sh, "aio_read");
-
-    if (!op)
-        return false;
-    op->op = BLK_READ;
-    int at = io_letters(&op->a, argc, argv, "+CiP:qv", true);
-    if (at < 0 || !io_extent(&op->a, argc, argv, at, true, true)) {
-        io_args_release(&op->a);
-        free(op);
-        return false;
-    }
-    memset(op->a.buf, 0xcd, op->a.length);
-    io_aio_submit(op);
-    return true;
+    return io_aio(sh, argc, argv, BLK_READ, "CiP:qrv");
 }
 
 /* qemu-io's aio_flush waits for what is in flight; it sends no flush. */
@@ -278,13 +299,9 @@ static bool cmd_alloc(struct shell *sh, int argc, char **argv)
     uint64_t start, len = 512, sum = 0;
     char text[64];
 
-    if (argc < 2 || argc > 3 || !io_number(argv[1], &start) ||
-        (argc == 3 && !io_number(argv[2], &len)))
+    if (!io_number(argv[1], &start) || (argc == 3 && !io_number(argv[2], &len)))
         return false;
-    if (start >= blk_size(sh->node) || len > blk_size(sh->node) - start) {
-        printf("alloc: outside of the image\n");
-        return false;
-    }
+    len = start < blk_size(sh->node) ? BLK_MIN(len, blk_size(sh->node) - start) : 0;
     for (uint64_t off = start; off < start + len; ) {
         struct io_status s = { .sh = sh, .offset = off, .length = start + len - off };
         int ret = blk_run(sh->loop, io_status_fiber, &s);
@@ -338,6 +355,27 @@ static bool cmd_map(struct shell *sh, int argc, char **argv)
     return true;
 }
 
+/* The members that are plain values, '-' in names shown as a space. */
+static void io_print_json(const json_t *o)
+{
+    const char *key;
+    json_t *v;
+
+    json_object_foreach((json_t *)o, key, v) {
+        printf("    ");
+        for (const char *c = key; *c; c++)
+            putchar(*c == '-' ? ' ' : *c);
+        if (json_is_string(v))
+            printf(": %s\n", json_string_value(v));
+        else if (json_is_integer(v))
+            printf(": %lld\n", (long long)json_integer_value(v));
+        else if (json_is_boolean(v))
+            printf(": %s\n", json_is_true(v) ? "true" : "false");
+        else
+            printf(": ...\n");
+    }
+}
+
 static bool cmd_info(struct shell *sh, int argc, char **argv)
 {
     struct blk_error e = BLK_ERROR_INIT;
@@ -351,6 +389,12 @@ static bool cmd_info(struct shell *sh, int argc, char **argv)
     }
     io_size_text((double)info.cluster_size, text, sizeof(text));
     printf("cluster size: %s\n", text);
+    io_size_text((double)info.vm_state_offset, text, sizeof(text));
+    printf("vm state offset: %s\n", text);
+    if (info.specific) {
+        printf("Format specific information:\n");
+        io_print_json(info.specific);
+    }
     blk_info_free(&info);
     return true;
 }
@@ -360,15 +404,25 @@ static bool cmd_info(struct shell *sh, int argc, char **argv)
 static bool cmd_truncate(struct shell *sh, int argc, char **argv)
 {
     struct blk_error e = BLK_ERROR_INIT;
+    enum blk_prealloc prealloc = BLK_PREALLOC_OFF;
     uint64_t size;
+    int c;
 
-    if (argc != 2 || !io_number(argv[1], &size))
-        return false;
-    if (blk_truncate(sh->node, size, true, BLK_PREALLOC_OFF, &e) < 0) {
-        printf("%s: %s\n", blk_program, e.text);
-        return false;
+    optind = 0;
+    while ((c = getopt(argc, argv, "m:")) != -1) {
+        if (c != 'm')
+            return io_bad_usage(argv[0]);
+        if (blk_parse_prealloc(optarg, &prealloc, &e) < 0) {
+            blk_error_clear(&e);
+            blk_err(&e, EINVAL, "Invalid preallocation mode '%s'", optarg);
+            return io_failed(&e);
+        }
     }
-    return true;
+    if (optind != argc - 1)
+        return io_bad_usage(argv[0]);
+    if (!io_number(argv[optind], &size))
+        return false;
+    return blk_truncate(sh->node, size, true, prealloc, &e) == 0 || io_failed(&e);
 }
 
 static int io_sleep_fiber(void *arg)
@@ -381,7 +435,7 @@ static bool cmd_sleep(struct shell *sh, int argc, char **argv)
 {
     uint64_t ms;
 
-    if (argc != 2 || !io_number(argv[1], &ms) || ms > 86400000)
+    if (!io_number(argv[1], &ms) || ms > 86400000)
         return false;
     ms *= 1000000;
     return blk_run(sh->loop, io_sleep_fiber, &ms) == 0;
@@ -397,7 +451,7 @@ static bool cmd_sigraise(struct shell *sh, int argc, char **argv)
 {
     uint64_t sig;
 
-    if (argc != 2 || !io_number(argv[1], &sig) || sig > 64)
+    if (!io_number(argv[1], &sig) || sig > 64)
         return false;
     fflush(stdout);
     raise((int)sig);
@@ -412,36 +466,109 @@ static bool cmd_quit(struct shell *sh, int argc, char **argv)
 
 static bool cmd_help(struct shell *sh, int argc, char **argv);
 
+static bool cmd_close(struct shell *sh, int argc, char **argv)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    struct blk_node *n = sh->node;
+
+    cmd_aio_flush(sh, 0, NULL);
+    sh->node = NULL;
+    return blk_close(n, &e) == 0 || io_failed(&e);
+}
+
+static bool cmd_open(struct shell *sh, int argc, char **argv)
+{
+    struct io_open o = { .flags = BLK_O_RDWR | BLK_O_UNMAP };
+    bool ok = true;
+    int c;
+
+    optind = 0;
+    while (ok && (c = getopt(argc, argv, "rnUt:d:o:")) != -1) {
+        if (c == 'o')
+            ok = io_open_options(&o, optarg);
+        else if (c == '?')
+            ok = io_bad_usage(argv[0]);
+        else
+            ok = io_open_flag(&o, c, optarg);
+    }
+    if (ok && optind == argc && !o.opts)
+        ok = io_bad_usage(argv[0]);
+    if (ok && optind < argc)
+        o.filename = argv[optind];
+    ok = ok && io_open(sh->loop, &o, sh->backing_urls, &sh->node);
+    blk_opts_free(o.opts);
+    return ok;
+}
+
+enum { IO_NO_FILE = 1, IO_WRITES = 2 };
+
 static const struct io_command {
     const char *name, *alias;
     bool (*fn)(struct shell *sh, int argc, char **argv);
+    int min, max;                       /* words after the name; max -1: any number */
+    unsigned flags;
     const char *args, *help;
 } commands[] = {
-    { "read", "r", cmd_read, "[-qv] [-P byte [-s off] [-l len]] off len", "reads, verifies" },
-    { "readv", NULL, cmd_read, "[-qv] [-P byte] off len [len..]", "reads into several buffers" },
-    { "write", "w", cmd_write, "[-cfnquz] [-P byte | -s file] off len", "writes a pattern" },
-    { "writev", NULL, cmd_write, "[-fq] [-P byte] off len [len..]", "writes several buffers" },
-    { "discard", "d", cmd_discard, "[-q] off len", "discards" },
-    { "flush", "f", cmd_flush, "", "makes everything durable" },
-    { "aio_read", NULL, cmd_aio_read, "[-iqv] [-P byte] off len [len..]", "starts a read" },
-    { "aio_write", NULL, cmd_aio_write, "[-fiquz] [-P byte] off len [len..]", "starts a write" },
-    { "aio_flush", NULL, cmd_aio_flush, "", "waits for what was started" },
-    { "alloc", NULL, cmd_alloc, "off [len]", "bytes this layer has" },
-    { "map", NULL, cmd_map, "", "extents this layer has" },
-    { "length", "l", cmd_length, "", "virtual size" },
-    { "info", "i", cmd_info, "", "format and cluster size" },
-    { "truncate", "t", cmd_truncate, "off", "new virtual size" },
-    { "sleep", NULL, cmd_sleep, "ms", "lets time pass" },
-    { "abort", NULL, cmd_abort, "", "dies by SIGABRT" },
-    { "sigraise", NULL, cmd_sigraise, "signal", "raises a signal" },
-    { "quit", "q", cmd_quit, "", "ends" },
-    { "help", "?", cmd_help, "", "this" },
+    { "abort", NULL, cmd_abort, 0, 0, IO_NO_FILE, "", "dies by SIGABRT" },
+    { "aio_flush", NULL, cmd_aio_flush, 0, 0, 0, "", "waits for the requests in flight" },
+    { "aio_read", NULL, cmd_aio_read, 2, -1, 0, "[-Ciqrv] [-P pattern] off len [len..]",
+      "asynchronously reads a number of bytes" },
+    { "aio_write", NULL, cmd_aio_write, 2, -1, IO_WRITES,
+      "[-Cfiqruz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes" },
+    { "alloc", NULL, cmd_alloc, 1, 2, 0, "offset [count]",
+      "checks if offset is allocated in the file" },
+    { "close", NULL, cmd_close, 0, 0, 0, "", "close the current open file" },
+    { "discard", "d", cmd_discard, 2, -1, IO_WRITES, "[-Cq] off len",
+      "discards a number of bytes at a specified offset" },
+    { "flush", "f", cmd_flush, 0, 0, 0, "", "makes everything durable" },
+    { "help", "?", cmd_help, 0, 1, IO_NO_FILE, "[command]", "help for one or all commands" },
+    { "info", "i", cmd_info, 0, 0, 0, "", "what the current file says of itself" },
+    { "length", "l", cmd_length, 0, 0, 0, "", "the virtual size" },
+    { "map", NULL, cmd_map, 0, 1, 0, "", "extents of this layer" },
+    { "open", "o", cmd_open, 0, -1, IO_NO_FILE,
+      "[-rnU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path" },
+    { "quit", "q", cmd_quit, 0, 0, IO_NO_FILE, "", "ends" },
+    { "read", "r", cmd_read, 2, -1, 0, "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
+      "reads a number of bytes at a specified offset" },
+    { "readv", NULL, cmd_read, 2, -1, 0, "[-Cqrv] [-P pattern] off len [len..]",
+      "reads a number of bytes at a specified offset" },
+    { "sigraise", NULL, cmd_sigraise, 1, 1, IO_NO_FILE, "signal", "raises a signal" },
+    { "sleep", NULL, cmd_sleep, 1, 1, 0, "", "lets milliseconds pass" },
+    { "truncate", "t", cmd_truncate, 1, 3, IO_WRITES, "[-m prealloc_mode] off",
+      "truncates the current file at the given offset" },
+    { "write", "w", cmd_write, 2, -1, IO_WRITES,
+      "[-bcCfnqruz] [-P pattern | -s source_file] off len",
+      "writes a number of bytes at a specified offset" },
+    { "writev", NULL, cmd_write, 2, -1, IO_WRITES, "[-Cfqr] [-P pattern] off len [len..]",
+      "writes a number of bytes at a specified offset" },
 };
+
+static const struct io_command *io_find(const char *name);
+
+static void io_help_line(const struct io_command *c)
+{
+    printf("%s %s -- %s\n", c->name, c->args, c->help);
+}
+
+static bool io_bad_usage(const char *name)
+{
+    io_help_line(io_find(name));
+    return false;
+}
 
 static bool cmd_help(struct shell *sh, int argc, char **argv)
 {
+    if (argc > 1) {
+        const struct io_command *c = io_find(argv[1]);
+        if (c)
+            io_help_line(c);
+        else
+            printf("command %s not found\n", argv[1]);
+        return c != NULL;
+    }
     for (size_t i = 0; i < BLK_ARRAY_SIZE(commands); i++)
-        printf("%-10s %-46s -- %s\n", commands[i].name, commands[i].args, commands[i].help);
+        io_help_line(&commands[i]);
+    printf("\nUse 'help commandname' for extended help.\n");
     return true;
 }
 
@@ -454,6 +581,33 @@ static const struct io_command *io_find(const char *name)
             return c;
     }
     return NULL;
+}
+
+static bool io_count_fits(const struct io_command *c, int n)
+{
+    if (n >= c->min && (c->max < 0 || n <= c->max))
+        return true;
+    if (c->max < 0)
+        printf("bad argument count %d to %s, expected at least %d arguments\n", n, c->name, c->min);
+    else if (c->max == c->min)
+        printf("bad argument count %d to %s, expected %d arguments\n", n, c->name, c->min);
+    else
+        printf("bad argument count %d to %s, expected between %d and %d arguments\n", n, c->name,
+               c->min, c->max);
+    return false;
+}
+
+static bool io_may_run(struct shell *sh, const struct io_command *c)
+{
+    if (!(c->flags & IO_NO_FILE) && !sh->node) {
+        fprintf(stderr, "no file open, try 'help open'\n");
+        return false;
+    }
+    if (c->flags & IO_WRITES && blk_read_only(sh->node)) {
+        fprintf(stderr, "%s: Block node is read-only\n", blk_program);
+        return false;
+    }
+    return true;
 }
 
 /* Runs one line; line is cut up. */
@@ -476,9 +630,8 @@ static void io_line(struct shell *sh, char *line)
     const struct io_command *c = io_find(argv[0]);
     if (!c)
         printf("command \"%s\" not found\n", argv[0]);
-    if (!c || !c->fn(sh, argc, argv))
+    if (!c || !io_count_fits(c, argc - 1) || !io_may_run(sh, c) || !c->fn(sh, argc, argv))
         sh->failed = true;
-    fflush(stdout);
 }
 
 static void io_interactive(struct shell *sh)
@@ -488,10 +641,9 @@ static void io_interactive(struct shell *sh)
     bool tty = isatty(STDIN_FILENO);
 
     while (!sh->quit) {
-        if (tty) {
+        if (tty)
             printf("%s> ", blk_program);
-            fflush(stdout);
-        }
+        fflush(stdout);             /* whoever feeds us waits for it */
         if (getline(&line, &cap, stdin) < 0)
             break;
         io_line(sh, line);
@@ -505,6 +657,8 @@ static const struct option long_options[] = {
     { "cmd", required_argument, NULL, 'c' }, { "format", required_argument, NULL, 'f' },
     { "read-only", no_argument, NULL, 'r' }, { "nocache", no_argument, NULL, 'n' },
     { "cache", required_argument, NULL, 't' }, { "discard", required_argument, NULL, 'd' },
+    { "copy-on-read", no_argument, NULL, 'C' }, { "misalign", no_argument, NULL, 'm' }, { "native-aio", no_argument, NULL, 'k' },
+    { "aio", required_argument, NULL, 'i' }, { "trace", required_argument, NULL, 'T' },
     { "backing-urls", required_argument, NULL, 'B' },
     { "force-share", no_argument, NULL, 'U' }, { "image-opts", no_argument, NULL, 'o' },
     { "help", no_argument, NULL, 'h' }, { "version", no_argument, NULL, 'V' },
@@ -513,103 +667,93 @@ static const struct option long_options[] = {
 
 static void io_usage(void)
 {
-    printf("Usage: platter-io [-nrUh] [-f FMT] [-t CACHE] [-d ignore|unmap] [-c CMD]... FILE\n"
-           "  -c, --cmd CMD        run CMD (repeatable); without it, lines of stdin\n"
-           "  -f, --format FMT     image format\n"
+    printf("Usage: platter-io [OPTIONS]... [-c STRING]... [file]\n"
+           "Reads and writes patterns in a disk image\n\n"
+           "  -c, --cmd STRING     run this command (repeatable); without any, lines of stdin\n"
+           "  -f, --format FMT     image format (default: found out)\n"
+           "      --image-opts     file is a list of options, KEY=VALUE,...\n"
            "  -r, --read-only      open read-only\n"
-           "  -n, --nocache        O_DIRECT (as -t none)\n"
+           "  -n, --nocache        O_DIRECT, short for -t none\n"
            "  -t, --cache MODE     none, writeback, writethrough, directsync, unsafe\n"
-           "  -d, --discard MODE   what happens to discards (default: unmap)\n"
+           "  -d, --discard MODE   ignore or unmap (default)\n"
            "  -U, --force-share    take no locks\n"
            "      --backing-urls LIST  protocols that names inside images may use\n"
-           "      --image-opts     FILE is a list of options\n\n");
-    cmd_help(NULL, 0, NULL);
+           "  -m, -k, -i MODE, -T TRACE  accepted, without effect\n"
+           "  -h, --help           this\n"
+           "  -V, --version        version and what is compiled in\n\n"
+           "See 'platter-io -c help' for the commands.\n");
 }
 
-static bool io_cache_flags(const char *mode, unsigned *flags)
+static bool io_is_aio_mode(const char *s)
 {
-    static const struct { const char *name; unsigned flags; } modes[] = {
-        { "none", BLK_O_DIRECT }, { "off", BLK_O_DIRECT },
-        { "directsync", BLK_O_DIRECT | BLK_O_WRITETHROUGH },
-        { "writeback", 0 }, { "writethrough", BLK_O_WRITETHROUGH }, { "unsafe", BLK_O_NO_FLUSH },
-    };
-
-    *flags &= ~(unsigned)(BLK_O_DIRECT | BLK_O_WRITETHROUGH | BLK_O_NO_FLUSH);
-    for (size_t i = 0; i < BLK_ARRAY_SIZE(modes); i++) {
-        if (!strcmp(mode, modes[i].name)) {
-            *flags |= modes[i].flags;
-            return true;
-        }
-    }
-    fprintf(stderr, "%s: Invalid cache option: %s\n", blk_program, mode);
-    return false;
+    return !strcmp(s, "threads") || !strcmp(s, "native") || !strcmp(s, "io_uring");
 }
 
 struct io_main {
-    struct blk_open_args open;
+    struct io_open open;
     bool image_opts;
     char **cmds;                    /* into argv, at most argc */
     int ncmds;
 };
 
 /* 0: go on; otherwise an exit status plus one. */
-static int io_options(struct io_main *m, int argc, char **argv)
+static int io_options(struct io_main *m, struct shell *sh, int argc, char **argv)
 {
     int c;
 
-    while ((c = getopt_long(argc, argv, "hVc:d:f:rnt:U", long_options, NULL)) != -1) {
+    while ((c = getopt_long(argc, argv, "hVc:d:f:rCnmki:t:T:U", long_options, NULL)) != -1) {
         switch (c) {
         case 'c': m->cmds[m->ncmds++] = optarg; break;
         case 'f': m->open.format = optarg; break;
-        case 'r': m->open.flags &= ~(unsigned)BLK_O_RDWR; break;
-        case 'n': m->open.flags |= BLK_O_DIRECT; break;
-        case 'U': m->open.flags |= BLK_O_SHARE; break;
         case 'o': m->image_opts = true; break;
-        case 'B': m->open.backing_urls = optarg; break;
-        case 't':
-            if (!io_cache_flags(optarg, &m->open.flags))
-                return 2;
-            break;
-        case 'd':
-            if (!strcmp(optarg, "ignore") || !strcmp(optarg, "off")) {
-                m->open.flags &= ~(unsigned)BLK_O_UNMAP;
-            } else if (strcmp(optarg, "unmap") && strcmp(optarg, "on")) {
-                fprintf(stderr, "%s: Invalid discard option: %s\n", blk_program, optarg);
+        case 'B': sh->backing_urls = optarg; break;
+        case 'C':
+            fprintf(stderr, "%s: copy-on-read is not supported\n", blk_program);
+            return 2;
+        case 'm': case 'k': case 'T': break;
+        case 'i':
+            if (!io_is_aio_mode(optarg)) {
+                fprintf(stderr, "%s: Invalid aio option: %s\n", blk_program, optarg);
                 return 2;
             }
             break;
         case 'h': io_usage(); return 1;
         case 'V': printf("%s\n", blk_build_info()); return 1;
-        default:
+        case '?':
             fprintf(stderr, "Try '%s --help' for more information.\n", blk_program);
             return 2;
+        default:
+            if (!io_open_flag(&m->open, c, optarg))
+                return 2;
+            break;
         }
     }
-    if (optind != argc - 1) {
-        fprintf(stderr, "%s: Expecting exactly one image file name\n", blk_program);
+    if (argc - optind > 1) {
+        io_usage();
         return 2;
     }
-    m->open.filename = argv[optind];
+    if (m->image_opts && m->open.format) {
+        fprintf(stderr, "%s: --image-opts and -f are mutually exclusive\n", blk_program);
+        return 2;
+    }
+    m->open.filename = optind < argc ? argv[optind] : NULL;
     return 0;
 }
 
-static int io_open(struct shell *sh, struct io_main *m, struct blk_error *e)
+/* The image named on the command line, if any. */
+static bool io_open_first(struct shell *sh, struct io_main *m)
 {
-    struct blk_opts *opts = NULL;
-    int ret;
+    bool ok = true;
 
+    if (!m->open.filename)
+        return true;
     if (m->image_opts) {
-        opts = blk_opts_new();
-        ret = blk_opts_parse(opts, m->open.filename, "driver", e);
-        if (ret < 0)
-            goto out;
-        m->open.opts = opts;
+        ok = io_open_options(&m->open, m->open.filename);
         m->open.filename = NULL;
     }
-    ret = blk_open(sh->loop, &m->open, &sh->node, e);
-out:
-    blk_opts_free(opts);
-    return ret;
+    ok = ok && io_open(sh->loop, &m->open, sh->backing_urls, &sh->node);
+    blk_opts_free(m->open.opts);
+    return ok;
 }
 
 int main(int argc, char **argv)
@@ -617,36 +761,31 @@ int main(int argc, char **argv)
     struct blk_error e = BLK_ERROR_INIT;
     struct shell sh = { 0 };
     struct io_main m = { .open.flags = BLK_O_RDWR | BLK_O_UNMAP };
+    const char *slash = strrchr(argv[0], '/');
     int ret = 1;
 
-    blk_program = "platter-io";
+    blk_program = slash ? slash + 1 : argv[0];
     m.cmds = calloc((size_t)argc + 1, sizeof(*m.cmds));
-    int status = m.cmds ? io_options(&m, argc, argv) : 2;
+    int status = m.cmds ? io_options(&m, &sh, argc, argv) : 2;
     if (status) {
         ret = status - 1;
         goto out;
     }
-    const char *name = m.open.filename;
     sh.loop = blk_loop_new(&e);
-    if (!sh.loop || io_open(&sh, &m, &e) < 0) {
-        char *shown = m.image_opts || !name ? strdup("") : blk_redact(name);
-        fprintf(stderr, "%s: can't open%s%s: %s\n", blk_program, m.image_opts ? "" : " device ",
-                shown ? shown : "", e.text);
-        free(shown);
-        if (*e.hint)
-            fprintf(stderr, "%s\n", e.hint);
+    if (!sh.loop) {
+        io_failed(&e);
         goto out;
     }
+    if (!io_open_first(&sh, &m))
+        goto out;
     if (!m.ncmds)
         io_interactive(&sh);
     for (int i = 0; i < m.ncmds && !sh.quit; i++)
         io_line(&sh, m.cmds[i]);
     cmd_aio_flush(&sh, 0, NULL);
-    fflush(stdout);
-    if (blk_close(sh.node, &e) < 0) {
-        fprintf(stderr, "%s: %s\n", blk_program, e.text);
+    if (sh.node && !cmd_close(&sh, 0, NULL))
         sh.failed = true;
-    }
+    fflush(stdout);
     ret = sh.failed;
 out:
     if (sh.loop)

@@ -10,7 +10,7 @@
 
 /* What the option letters of one command said. */
 struct io_args {
-    bool quiet, verbose, zero, unmap, no_fallback, compressed, fua, ignore_error;
+    bool quiet, machine, verbose, zero, unmap, no_fallback, compressed, fua, ignore_error;
     bool has_pattern;
     uint8_t pattern;
     uint64_t check_off, check_len;      /* read -s / -l: where to verify */
@@ -33,15 +33,34 @@ bool io_verify(const struct io_args *a);
 /* A size with an optional suffix, or 0x... */
 bool io_number(const char *s, uint64_t *out);
 /* Takes the letters in "allowed" (getopt syntax); is_read decides what -s means.
- * Returns the index of the first word after the options, or -1. */
+ * Returns the index of the first word after the options, -1, or IO_BAD_USAGE (the
+ * caller prints the command's usage). */
+#define IO_BAD_USAGE (-2)
 int io_letters(struct io_args *a, int argc, char **argv, const char *allowed, bool is_read);
-/* OFFSET LEN [LEN ...] from argv[at] on: fills offset, length and the iov over a
- * fresh buffer (no buffer unless want_buf: zero writes and discards). */
-bool io_extent(struct io_args *a, int argc, char **argv, int at, bool many, bool want_buf);
+/* OFFSET LEN [LEN ...] from argv[at] on (at least these two): fills offset, length and
+ * the iov over a fresh buffer (no buffer unless want_buf: zero writes and discards). */
+bool io_extent(struct io_args *a, int argc, char **argv, int at, bool want_buf);
 /* read -s/-l lie within what is read. */
 bool io_check_range(const struct io_args *a);
 /* Repeats the -s file's content over the buffer. */
 bool io_fill_from_file(struct io_args *a);
 void io_args_release(struct io_args *a);
+
+/* ---- io_open.c ---------------------------------------------------------------- */
+
+struct io_open {
+    const char *filename, *format;
+    unsigned flags;                     /* BLK_O_* */
+    struct blk_opts *opts;              /* -o and --image-opts; the caller frees it */
+};
+
+/* Prints the error on stderr; false, for "return io_failed(&e)". */
+bool io_failed(const struct blk_error *e);
+/* One of -r -n -U -t -d. */
+bool io_open_flag(struct io_open *o, int letter, const char *value);
+bool io_open_options(struct io_open *o, const char *text);
+/* *out is the shell's node: one that is open already is an error. */
+bool io_open(struct blk_loop *l, const struct io_open *o, const char *backing_urls,
+             struct blk_node **out);
 
 #endif

@@ -40,6 +40,10 @@ void io_report(const char *verb, const struct io_args *a, uint64_t ns)
 
     if (a->quiet)
         return;
+    if (a->machine) {
+        printf("%" PRIu64 ",%u,%.4f,%.4f,%.4f\n", a->length, 1u, s, (double)a->length / s, 1.0 / s);
+        return;
+    }
     io_size_text((double)a->length, total, sizeof(total));
     io_size_text((double)a->length / s, rate, sizeof(rate));
     printf("%s %" PRIu64 "/%" PRIu64 " bytes at offset %" PRIu64 "\n",
@@ -87,7 +91,9 @@ bool io_number(const char *s, uint64_t *out)
         ret = errno || *end || end == s + 2 ? -EINVAL : 0;
     }
     if (ret < 0)
-        printf("%s argument: %s\n", ret == -ERANGE ? "out of range numeric" : "non-numeric", s);
+        printf("Parsing error: %s -- %s\n",
+               ret == -ERANGE ? "argument too large"
+                              : "non-numeric argument, or extraneous/unrecognized suffix", s);
     return ret == 0;
 }
 
@@ -110,7 +116,7 @@ int io_letters(struct io_args *a, int argc, char **argv, const char *allowed, bo
     int c;
 
     optind = 0;
-    opterr = 0;
+    opterr = 1;
     while ((c = getopt(argc, argv, allowed)) != -1) {
         switch (c) {
         case 'q': a->quiet = true; break;
@@ -121,7 +127,8 @@ int io_letters(struct io_args *a, int argc, char **argv, const char *allowed, bo
         case 'c': a->compressed = true; break;
         case 'f': a->fua = true; break;
         case 'i': a->ignore_error = true; break;
-        case 'C': break;                    /* qemu-io: machine readable times */
+        case 'C': a->machine = true; break;
+        case 'p': case 'r': break;          /* as in qemu-io: no effect, a buffer hint */
         case 'P':
             if (!io_pattern(a, optarg))
                 return -1;
@@ -138,21 +145,16 @@ int io_letters(struct io_args *a, int argc, char **argv, const char *allowed, bo
                 return -1;
             break;
         default:
-            printf("%s: unknown option or missing value; try 'help'\n", argv[0]);
-            return -1;
+            return IO_BAD_USAGE;
         }
     }
     return optind;
 }
 
-bool io_extent(struct io_args *a, int argc, char **argv, int at, bool many, bool want_buf)
+bool io_extent(struct io_args *a, int argc, char **argv, int at, bool want_buf)
 {
     int cnt = argc - at - 1;
 
-    if (cnt < 1 || (cnt > 1 && !many)) {
-        printf("%s: wrong number of arguments; try 'help'\n", argv[0]);
-        return false;
-    }
     if (!io_number(argv[at], &a->offset))
         return false;
     a->iov = calloc((size_t)cnt, sizeof(*a->iov));
@@ -165,8 +167,9 @@ bool io_extent(struct io_args *a, int argc, char **argv, int at, bool many, bool
             return false;
         a->iov[i].iov_len = (size_t)len;
         if (len > INT64_MAX || a->length + len > INT64_MAX ||
-            (want_buf && a->length + len > IO_LEN_MAX)) {
-            printf("length cannot exceed %" PRIu64 "\n", IO_LEN_MAX);
+            (!a->no_fallback && a->length + len > IO_LEN_MAX)) {
+            printf("length cannot exceed %" PRIu64 "%s, given %s\n", IO_LEN_MAX,
+                   a->zero ? " without -n" : "", argv[at + 1 + i]);
             return false;
         }
         a->length += len;

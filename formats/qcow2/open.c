@@ -278,6 +278,7 @@ static int qcow2_info(struct blk_node *n, struct blk_info *out, struct blk_error
 
 const struct blk_driver blk_qcow2 = {
     .name = "qcow2",
+    .compresses = true,
     .create_opts = qcow2_create_opts,
     .probe = qcow2_probe,
     .open = qcow2_open,
