@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 extern const struct blk_driver blk_raw, blk_qcow2, blk_fault, blk_delay, blk_logwrites;
-extern const struct blk_driver blk_vhdx, blk_vdi, blk_vpc;
+extern const struct blk_driver blk_vhdx, blk_vdi, blk_vpc, blk_parallels;
 extern const struct blk_driver blk_file_driver, blk_host_device, blk_mem;
 
 const struct blk_driver *const blk_drivers[] = {
@@ -21,6 +21,7 @@ const struct blk_driver *const blk_drivers[] = {
     &blk_vdi,
     &blk_vhdx,
     &blk_vpc,
+    &blk_parallels,
     &blk_fault,
     &blk_delay,
     &blk_logwrites,

@@ -516,13 +516,19 @@ SCRIBBLE(direct_small_clusters, 3, 512, 16, false, RAW_SHORT, 4 * MIB + 512, 600
          BLK_O_DIRECT)
 SCRIBBLE(direct_64k, 3, 65536, 16, false, QCOW2_LONG, 16 * MIB + 512, 200000, 20, BLK_O_DIRECT)
 
-SCRIBBLE_AS(vdi, "vdi", NULL, 1 << 20, 24 * MIB + 512, 3 << 20, 5, 0)
+SCRIBBLE_AS(vdi, "vdi", NULL, 1 << 20, 24 * MIB + 512, 3 << 20, 10, 0)
 SCRIBBLE_AS(vdi_static, "vdi", "static=on", 1 << 20, 24 * MIB + 512, 3 << 20, 20, 0)
 SCRIBBLE_AS(vhdx, "vhdx", "block_size=1M", 1 << 20, 24 * MIB + 512, 3 << 20, 10, 0)
 SCRIBBLE_AS(vhdx_fixed, "vhdx", "subformat=fixed,block_size=2M,block_state_zero=off", 2 << 20,
             23 * MIB + 512, 3 << 20, 40, 0)
 SCRIBBLE_AS(vhdx_direct, "vhdx", "block_size=1M", 1 << 20, 9 * MIB + 512, 2 << 20, 40, BLK_O_DIRECT)
 SCRIBBLE_AS(vdi_direct, "vdi", NULL, 1 << 20, 9 * MIB + 512, 2 << 20, 40, BLK_O_DIRECT)
+SCRIBBLE_AS(vpc, "vpc", "force_size=on", 2 << 20, 31 * MIB + 512, 3 << 20, 25, 0)
+SCRIBBLE_AS(vpc_fixed, "vpc", "force_size=on,subformat=fixed", 2 << 20, 9 * MIB + 512, 3 << 20,
+            20, 0)
+SCRIBBLE_AS(parallels, "parallels", NULL, 1 << 20, 24 * MIB + 512, 3 << 20, 20, 0)
+SCRIBBLE_AS(parallels_small_clusters, "parallels", "cluster_size=4k", 4096, 16 * MIB + 512,
+            200000, 5, 0)
 
 int main(void)
 {
@@ -544,6 +550,10 @@ int main(void)
         cmocka_unit_test(vhdx),
         cmocka_unit_test(vhdx_fixed),
         cmocka_unit_test(vhdx_direct),
+        cmocka_unit_test(vpc),
+        cmocka_unit_test(vpc_fixed),
+        cmocka_unit_test(parallels),
+        cmocka_unit_test(parallels_small_clusters),
     };
 
     blk_program = "scribble";
