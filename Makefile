@@ -127,9 +127,9 @@ fuzz:
 	@mkdir -p build/fuzz/corpus/$(FUZZ)
 	clang $(base_flags) -DFUZZ_LIBFUZZER $(lib_cflags) -O1 -g -fsanitize=fuzzer,address,undefined \
 	    -o build/fuzz/$(FUZZ) tests/fuzz/$(FUZZ).c build/fuzz/libplatter.a $(lib_libs)
-	python3 tests/fuzz/corpus.py build/fuzz/corpus/$(FUZZ) >/dev/null
+	python3 tests/fuzz/corpus.py $(FUZZ) build/fuzz/corpus/$(FUZZ) >/dev/null
 	build/fuzz/$(FUZZ) -max_len=65536 -timeout=10 -rss_limit_mb=2048 -max_total_time=$(FUZZ_TIME) \
-	    build/fuzz/corpus/$(FUZZ) $(wildcard tests/fuzz/found)
+	    build/fuzz/corpus/$(FUZZ) $(wildcard tests/fuzz/found/$(FUZZ))
 
 # The same for a hostile guest: rings, registers, configuration space.
 fuzz_vmm := $(patsubst $(B)/%,build/fuzz/%,$(vmm_objs))

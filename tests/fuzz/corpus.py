@@ -1,10 +1,13 @@
-"""corpus.py DIR - small images of every kind as seeds for the fuzzers; the cases
-that fuzzing found are files in tests/fuzz/found/."""
+"""corpus.py FORMAT DIR - small images of every kind as seeds for the fuzzers; the cases
+that fuzzing found are files in tests/fuzz/found/FORMAT/."""
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "qcow2"))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "qcow2"))
+sys.path.insert(0, os.path.join(HERE, "..", "formats"))
 import qcow2img as q                                            # noqa: E402
+import smallimg                                                 # noqa: E402
 
 
 def seeds():
@@ -31,11 +34,18 @@ def seeds():
     yield "zstd", img
 
 
-def make(directory):
-    """Writes the seeds; their paths."""
-    return [img.save(os.path.join(directory, name + ".qcow2")) for name, img in seeds()]
+def make(fmt, directory):
+    """Writes the seeds of a format; their paths."""
+    if fmt == "qcow2":
+        return [img.save(os.path.join(directory, name + ".qcow2")) for name, img in seeds()]
+    paths = []
+    for name, data in smallimg.seeds(fmt):
+        paths.append(os.path.join(directory, "%s.%s" % (name, fmt)))
+        with open(paths[-1], "wb") as f:
+            f.write(data)
+    return paths
 
 
 if __name__ == "__main__":
-    os.makedirs(sys.argv[1], exist_ok=True)
-    print("\n".join(make(sys.argv[1])))
+    os.makedirs(sys.argv[2], exist_ok=True)
+    print("\n".join(make(sys.argv[1], sys.argv[2])))
