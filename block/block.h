@@ -383,6 +383,16 @@ int blk_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_preall
 /* Forget everything this layer holds: all of it comes from the backing file again.
  * -ENOTSUP: the format cannot (then nothing is changed). */
 int blk_make_empty(struct blk_node *n, struct blk_error *e);
+/* Move what n's file holds down, clusters from its end into free ones further ahead, and
+ * end the file where that ends.  Guest data, snapshots and sizes stay as they are, at
+ * every moment; a crash leaves leaked clusters, at most.  n has been checked: no
+ * corruptions, no leaks.  -ENOTSUP: the format has nothing to move. */
+struct blk_compact {
+    uint64_t moved;                 /* bytes; filled in */
+    void (*progress)(void *arg, uint64_t done, uint64_t total);    /* or NULL */
+    void *arg;
+};
+int blk_compact(struct blk_node *n, struct blk_compact *c, struct blk_error *e);
 /* Rewrite the name (as it is to stand in the image) and format (NULL: none) of the
  * backing file in n's header; name NULL: no backing file any more.  The nodes that
  * are open stay as they are.  -ENOSPC: no room in the header; -ENOTSUP. */

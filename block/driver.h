@@ -113,6 +113,7 @@ struct blk_driver {
     /* Fiber; after a drain and a flush, the node is writable.  Formats that have
      * backing files: see blk_make_empty(), blk_change_backing(). */
     int (*make_empty)(struct blk_node *n, struct blk_error *e);
+    int (*compact)(struct blk_node *n, struct blk_compact *c, struct blk_error *e);
     int (*change_backing)(struct blk_node *n, const char *name, const char *format,
                           struct blk_error *e);
     int (*snapshot)(struct blk_node *n, enum blk_snapshot_op op, const char *name,

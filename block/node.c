@@ -230,6 +230,28 @@ int blk_make_empty(struct blk_node *n, struct blk_error *e)
     return blk_run(n->loop, empty_fiber, &a);
 }
 
+struct compact_args {
+    struct blk_node *n;
+    struct blk_compact *c;
+    struct blk_error *e;
+};
+
+static int compact_fiber(void *arg)
+{
+    struct compact_args *a = arg;
+    int err = settle_layer(a->n, a->e);
+    return err ? err : a->n->drv->compact(a->n, a->c, a->e);
+}
+
+int blk_compact(struct blk_node *n, struct blk_compact *c, struct blk_error *e)
+{
+    struct compact_args a = { n, c, e };
+    if (!n->drv->compact) {
+        return blk_err(e, ENOTSUP, "Format '%s' cannot be compacted", n->drv->name);
+    }
+    return blk_run(n->loop, compact_fiber, &a);
+}
+
 static int change_backing_fiber(void *arg)
 {
     struct layer_args *a = arg;

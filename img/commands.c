@@ -7,6 +7,7 @@ const struct img_command *const img_commands[] = {
     &img_bench,
     &img_check,
     &img_commit,
+    &img_compact,
     &img_compare,
     &img_convert,
     &img_create,

@@ -376,7 +376,11 @@ static int open_target(struct args *a)
         return -EINVAL;
     }
     if (a->c.journal && journal_resumes(a->c.journal)) {
-        if (journal_mend(a->target.filename, a->target.format)) {
+        /* What was counted but not yet pointed at when it was left. */
+        struct img_image left = { .filename = a->target.filename, .format = a->target.format };
+        uint64_t leaks;
+
+        if (img_mend(&left, &leaks)) {
             return -EIO;
         }
     } else if (!a->no_create && create_target(a)) {

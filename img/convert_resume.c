@@ -279,23 +279,3 @@ void journal_free(struct journal *j)
         free(j);
     }
 }
-
-int journal_mend(const char *target, const char *format)
-{
-    struct img_image im = { .filename = target, .format = format, .quiet = true,
-                            .flags = BLK_O_RDWR | BLK_O_CHECK };
-    struct blk_node *n = img_open(&im);
-    struct blk_error e = BLK_ERROR_INIT;
-    struct blk_check r = { 0 };
-    int err = n ? blk_check(n, &r, BLK_FIX_LEAKS, &e) : -EIO;
-
-    if (n && err && err != -ENOTSUP) {
-        img_report(&e);
-    } else if (n && r.corruptions) {
-        img_error("%s: cannot go on: the image is damaged; start from the beginning", target);
-        err = -EIO;
-    } else if (err == -ENOTSUP) {
-        err = 0;
-    }
-    return img_close(n) ? -EIO : err;
-}

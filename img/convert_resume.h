@@ -37,8 +37,4 @@ void journal_free(struct journal *j);       /* NULL is fine */
 /* A source and its backing files, as they are now. */
 json_t *journal_describe(struct blk_node *n);
 
-/* Before going on with a target: clusters that were counted but not yet pointed at when
- * it was left are given back.  0 or -errno with the message printed. */
-int journal_mend(const char *target, const char *format);
-
 #endif

@@ -15,7 +15,7 @@ struct args {
     struct img_image image;
     char **names;
     size_t nnames;
-    const char *cache;
+    const char *cache, *snapshot;
     const struct hash_algorithm *algorithm;
     bool progress, json;
     json_t *results;
@@ -80,6 +80,9 @@ static int digest_all(struct args *a, struct blk_node **nodes)
         if (!(nodes[i] = img_open(&a->image))) {
             return -EIO;
         }
+        if (a->snapshot && img_load_snapshot(nodes[i], a->snapshot)) {
+            return -ENOENT;
+        }
         work += blk_size(nodes[i]);
     }
     for (size_t i = 0; i < a->nnames && !err; i++) {
@@ -127,6 +130,7 @@ static const struct option longs[] = {
     {"image-opts", no_argument, NULL, IMG_OPT_IMAGE_OPTS},
     {"object", required_argument, NULL, IMG_OPT_OBJECT},
     {"output", required_argument, NULL, IMG_OPT_OUTPUT},
+    {"snapshot", required_argument, NULL, 'l'},
     {"progress", optional_argument, NULL, 'p'},
     {NULL, 0, NULL, 0},
 };
@@ -147,6 +151,9 @@ static int parse_option(struct args *a, int c, const char *argv0)
     switch (c) {
     case 'a': return parse_algorithm(a, optarg) ? 1 : 0;
     case 'f': a->image.format = optarg; return 0;
+    case 'l':
+        a->snapshot = optarg;
+        return img_check_snapshot(optarg) ? 1 : 0;
     case 'p':
         /* Digests go to stdout, percentages do not belong among them. */
         img_progress_to_stderr();
@@ -165,7 +172,7 @@ static int digest_main(int argc, char **argv)
     struct args a = { .cache = "writeback", .algorithm = hash_find("sha256") };
     int c, status;
 
-    while ((c = getopt_long(argc, argv, "hf:a:T:pU", longs, NULL)) != -1) {
+    while ((c = getopt_long(argc, argv, "hf:a:l:T:pU", longs, NULL)) != -1) {
         if (c == 'h') {
             return img_help(&img_digest);
         }
@@ -188,13 +195,14 @@ static int digest_main(int argc, char **argv)
 const struct img_command img_digest = {
     .name = "digest",
     .summary = "Print a hash of what a guest would read",
-    .synopsis = "[-f FMT | --image-opts] [-a ALGORITHM] [-T CACHE] [-U]\n"
+    .synopsis = "[-f FMT | --image-opts] [-a ALGORITHM] [-l SNAPSHOT] [-T CACHE] [-U]\n"
                 "        [-p] [--progress=FD|json] [--output human|json] FILENAME...",
     .arguments =
         "  -f, --format FMT\n     format of the images (default: found out)\n"
         "  --image-opts\n     each FILENAME is a list of options, KEY=VALUE,...\n"
         "  -a, --algorithm ALGORITHM\n"
         "     sha256 (default), sha512, sha3-256, blake2b-256 or blake2b-512\n"
+        "  -l, --snapshot SNAPSHOT\n     of an internal snapshot: its id or name, or snapshot.id=ID,snapshot.name=NAME\n"
         "  -T, --cache MODE\n     none, writeback (default), writethrough, directsync, unsafe\n"
         "  -U, --force-share\n     take no locks\n"
         "  -p, --progress\n     show how far it is, on standard error\n"

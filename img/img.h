@@ -30,7 +30,7 @@ struct img_command {
 };
 
 extern const struct img_command *const img_commands[];  /* commands.c; NULL-terminated */
-extern const struct img_command img_bench, img_check, img_commit, img_compare, img_convert,
+extern const struct img_command img_bench, img_check, img_commit, img_compact, img_compare, img_convert,
     img_create, img_dd, img_digest, img_info, img_map, img_measure, img_rebase,
     img_resize, img_snapshot;
 
@@ -128,6 +128,11 @@ int img_close(struct blk_node *n);
  * reads as that snapshot from now on.  Both print what is wrong; 0 or -errno. */
 int img_check_snapshot(const char *text);
 int img_load_snapshot(struct blk_node *n, const char *text);
+
+/* Check an image that is about to be changed in place and give its leaked clusters back
+ * (*leaks: how many).  0, also where the format has no check; -errno with the message
+ * printed: it could not be opened, or it is damaged.  im->flags: the cache mode. */
+int img_mend(const struct img_image *im, uint64_t *leaks);
 
 /* The overlay in top's chain whose backing file is called name (chain.c), as qemu-img
  * finds it; NULL: none is. */

@@ -291,6 +291,7 @@ const struct blk_driver blk_qcow2 = {
     .snapshot = qcow2_snapshot,
     .snapshot_load = qcow2_snapshot_load,
     .make_empty = qcow2_make_empty,
+    .compact = qcow2_compact,
     .change_backing = qcow2_change_backing,
     .measure = qcow2_measure,
     .create = qcow2_create,

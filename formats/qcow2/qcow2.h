@@ -12,7 +12,7 @@
  * flush.c     the order in which metadata reaches the disk
  * read.c, write.c, zero.c   guest requests
  * compress.c, deflate.c      reading compressed clusters, writing them
- * create.c, resize.c, check*.c, snapshot.c   image operations
+ * create.c, resize.c, check*.c, snapshot.c, compact*.c   image operations
  *
  * Crash order (bad-input.md E), kept by flush.c alone: nothing but flush.c, the
  * header's own updates and the initialisation of unreferenced clusters writes
@@ -351,6 +351,15 @@ int qcow2_alloc(struct qcow2 *q, uint64_t want, bool exact, struct qcow2_space *
 int qcow2_count_shift(struct qcow2 *q, uint64_t offset, uint64_t clusters, bool up);
 /* Give back what qcow2_alloc() gave and nothing points at yet. Fiber. */
 int qcow2_unalloc(struct qcow2 *q, uint64_t offset, uint64_t clusters);
+/* The first run of n free clusters that ends at or before below, counted count times each
+ * in memory; *out 0: there is none.  *hint: no single free cluster is below.  Space that
+ * is free is taken at its word: only after a check. Fiber. */
+int qcow2_take_free(struct qcow2 *q, uint64_t *hint, uint64_t below, uint64_t n, uint64_t count,
+                    uint64_t *out);
+/* The next flush writes refcount block number index at this place, then the table's
+ * entry; 0: there is no such block any more (all its counts are 0).  The old place keeps
+ * its count. Fiber. */
+int qcow2_block_move(struct qcow2 *q, uint64_t index, uint64_t offset);
 /* The pointer to these was removed in memory: the count goes down once that is
  * on disk.  Never fails for lack of memory: it then leaks. */
 void qcow2_free_later(struct qcow2 *q, uint64_t offset, uint64_t clusters);
@@ -476,6 +485,9 @@ int qcow2_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_prea
                    struct blk_error *e);
 /* The driver's make_empty and (header.c's invariants) change_backing. Fiber. */
 int qcow2_settle(struct qcow2 *q);          /* flush until nothing is left to do */
+int qcow2_cut_file(struct qcow2 *q);        /* end it with the last counted cluster */
+/* compact.c: the driver's compact. */
+int qcow2_compact(struct blk_node *n, struct blk_compact *c, struct blk_error *e);
 int qcow2_make_empty(struct blk_node *n, struct blk_error *e);
 int qcow2_change_backing(struct blk_node *n, const char *name, const char *format,
                          struct blk_error *e);

@@ -461,6 +461,52 @@ int qcow2_alloc(struct qcow2 *q, uint64_t want, bool exact, struct qcow2_space *
     return err;
 }
 
+int qcow2_take_free(struct qcow2 *q, uint64_t *hint, uint64_t below, uint64_t n, uint64_t count,
+                    uint64_t *out)
+{
+    uint64_t c = BLK_MAX(*hint, 1u), start = 0, run = 0, next;
+    int err = alloc_allowed(q);
+
+    *out = 0;
+    co_lock(&q->alloc_lock);
+    while (!err && c < below && run < n) {
+        uint64_t bi = block_of(q, c);
+        if (bi >= q->reft_len || !q->reft[bi]) {
+            c = (bi + 1) << q->refblock_bits;           /* a lost block: all used */
+            continue;
+        }
+        err = scan_block(q, c, n, &start, &run, &next);
+        c = next;
+    }
+    if (!err && run == n && start + n <= below) {
+        err = count_range(q, start, n, count);
+        *out = err ? 0 : start;
+        *hint = n == 1 ? start + 1 : *hint;
+    }
+    co_unlock(&q->alloc_lock);
+    return err;
+}
+
+int qcow2_block_move(struct qcow2 *q, uint64_t index, uint64_t offset)
+{
+    struct qcow2_block *b;
+    uint64_t old = q->reft[index];
+    int err = offset ? qcow2_meta_add(q, offset, 1) : 0;
+
+    err = err ? err : qcow2_block_get(q, index, &b);
+    if (err) {
+        return err;
+    }
+    q->reft[index] = offset;
+    reft_mark(q, index);
+    if (offset) {
+        qcow2_block_dirty(q, b);        /* written to its new place by the next flush */
+    }
+    qcow2_block_put(b);
+    qcow2_meta_del(q, old, 1);
+    return 0;
+}
+
 /* One more piece in the host cluster at ->free_byte, which it may leave only for
  * the one directly behind it.  With the lock held. */
 static int pack_one(struct qcow2 *q, struct qcow2_packed *p)

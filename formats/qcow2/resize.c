@@ -85,8 +85,7 @@ static int grow_header(struct qcow2 *q, uint64_t size, uint32_t l1_size)
     return 0;
 }
 
-/* The file up to its last used cluster. */
-static int cut_file(struct qcow2 *q)
+int qcow2_cut_file(struct qcow2 *q)
 {
     uint64_t c = qcow2_clusters(q, q->file->size), count = 0;
     while (c) {
@@ -146,7 +145,7 @@ static int drop_from(struct qcow2 *q, uint64_t size, uint64_t old)
         }
     }
     err = qcow2_settle(q);
-    return err ? err : cut_file(q);
+    return err ? err : qcow2_cut_file(q);
 }
 
 static int shrink(struct qcow2 *q, uint64_t size)
