@@ -8,12 +8,12 @@ set -euo pipefail
 
 build="gcc libc6-dev make pkg-config acpica-tools
        libjansson-dev zlib1g-dev libzstd-dev liburing-dev libdeflate-dev libgcrypt20-dev libiscsi-dev libnfs-dev
-       libglusterfs-dev"
+       libglusterfs-dev libnbd-dev libcurl4-gnutls-dev"
 # Unit tests and prove; python3 makes damaged images; the rest makes root file
 # systems and initial RAM disks for guests, and reaches the mirror.
 tests="libcmocka-dev perl python3 e2fsprogs busybox-static cpio kmod procps
        util-linux mount strace ca-certificates tgt nfs-ganesha nfs-ganesha-vfs rpcbind iproute2
-       glusterfs-server groff-base"
+       glusterfs-server groff-base nbdkit nginx-light gnutls-bin"
 
 missing()
 {
