@@ -448,6 +448,7 @@ typedef struct json_t json_t;       /* jansson's */
 struct blk_info {
     uint64_t cluster_size;          /* 0: none */
     bool dirty, corrupt, encrypted, compressed;
+    bool bare;                      /* only a size is known, not even whether it is dirty */
     char *backing_name;             /* as in the image; NULL: none. malloc'd */
     char *backing_full;             /* resolved against the image's own path */
     char *backing_format;

@@ -12,6 +12,9 @@
 #include <string.h>
 #include <sys/random.h>
 
+/* Bytes at the start of a disk that a format could be recognised by. */
+#define PROBE_CLEARED 4096
+
 static bool option_known(const struct blk_option_desc *d, const char *key)
 {
     for (; d && d->name; d++) {
@@ -168,6 +171,39 @@ void blk_uuid_generate(uint8_t out[16])
     }
     out[6] = (uint8_t)((out[6] & 0x0f) | 0x40);
     out[8] = (uint8_t)((out[8] & 0x3f) | 0x80);
+}
+
+int blk_create_in_place(struct blk_loop *l, struct blk_opts *o, const char *too_small,
+                        struct blk_error *e)
+{
+    struct blk_open_args a = { .filename = blk_opts_get(o, "filename"), .format = "raw",
+                               .flags = BLK_O_RDWR };
+    const char *prealloc = blk_opts_get(o, "preallocation");
+    enum blk_prealloc mode = BLK_PREALLOC_OFF;
+    struct blk_node *n;
+    uint64_t size = 0;
+    int err = blk_opts_get_size(o, "size", &size, e);
+
+    if (!err && prealloc) {
+        err = blk_parse_prealloc(prealloc, &mode, e);
+    }
+    if (!err && mode != BLK_PREALLOC_OFF) {
+        err = blk_err(e, ENOTSUP, "Unsupported preallocation mode '%s'", prealloc);
+    }
+    err = err ? err : blk_open(l, &a, &n, e);
+    if (err) {
+        return err;
+    }
+    if (size > blk_size(n)) {
+        err = blk_err(e, EINVAL, "%s", too_small);
+    } else {
+        err = co_write_zeroes(n, 0, BLK_MIN(blk_size(n), (uint64_t)PROBE_CLEARED), 0);
+        if (err) {
+            blk_err_errno(e, -err, "Could not clear the start of '%s'", blk_filename(n));
+        }
+    }
+    int r = blk_close(n, err ? NULL : e);
+    return err ? err : r;
 }
 
 void blk_info_free(struct blk_info *i)

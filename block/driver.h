@@ -206,6 +206,12 @@ void blk_uuid_generate(uint8_t out[16]);
 /* A line of a check, as QEMU prints it; is_error: it tells of damage. */
 void blk_check_say(struct blk_check *c, bool is_error, const char *fmt, ...) BLK_PRINTF(3, 4);
 
+/* Fiber.  create() for storage that is there already and has the size it has (a LUN, an
+ * export): see that "size" fits (too_small: the text if not), and clear its start, so
+ * that what is on it is no image. */
+int blk_create_in_place(struct blk_loop *l, struct blk_opts *o, const char *too_small,
+                        struct blk_error *e);
+
 /* ---- checked arithmetic and byte order ---------------------------------------- */
 
 #define blk_add_overflow(a, b, r) __builtin_add_overflow(a, b, r)

@@ -104,6 +104,7 @@ static const struct module {
     { "nfs", { "nfs" } },
     { "iscsi", { "iscsi" } },
     { "gluster", { "gluster", "gluster+tcp", "gluster+unix" } },
+    { "nbd", { "nbd", "nbds", "nbd+unix", "nbds+unix" } },
 };
 
 static const struct blk_driver *loaded[BLK_ARRAY_SIZE(modules)];

@@ -379,6 +379,11 @@ static int info_fiber(void *arg)
         a->out->backing_format = strdup(n->backing_format);
     }
     a->out->cluster_size = n->cluster_size;
+    const struct blk_node *at = n;
+    while (!at->drv->info && at->file) {
+        at = at->file;
+    }
+    a->out->bare = !at->drv->info;
     return n->drv->info ? n->drv->info(n, a->out, a->e) : 0;
 }
 

@@ -44,7 +44,9 @@ static void set_info(json_t *o, const char *format, const struct blk_info *i)
     if (i->compressed) {
         json_object_set_new(o, "compressed", json_true());
     }
-    json_object_set_new(o, "dirty-flag", json_boolean(i->dirty));
+    if (!i->bare) {
+        json_object_set_new(o, "dirty-flag", json_boolean(i->dirty));
+    }
     set_string(o, "backing-filename", i->backing_name);
     set_string(o, "full-backing-filename", i->backing_full);
     set_string(o, "backing-filename-format", i->backing_format);

@@ -60,7 +60,7 @@ static void op_end(struct iscsi_lun *lun, struct iscsi_op *op, int result)
     if (!result && !op->recovery && op_changes(op))
         result = iscsi_journal_add(lun, op);
     if (!result && op->kind == ISCSI_SYNC)
-        iscsi_journal_trim(&lun->journal, op->sync_seq);
+        blk_journal_trim(&lun->journal, op->sync_seq);
     if (op->kind != ISCSI_ASK)
         op_free_task(op);
     op->done(op, result);

@@ -112,7 +112,7 @@ static struct iscsi_lun *iscsi_lun_new(struct blk_loop *l)
     lun->loop = l;
     lun->timer = (struct blk_timer){ .fn = iscsi_tick, .arg = lun };
     lun->hook = (struct blk_hook){ .fn = iscsi_before_wait, .arg = lun };
-    iscsi_journal_init(&lun->journal);
+    blk_journal_init(&lun->journal);
     if (getrandom(&isid, sizeof(isid), 0) < 0)
         isid = (uint32_t)blk_now_ns();
     for (unsigned i = 0; i < ISCSI_SESSIONS_MAX; i++) {
@@ -133,7 +133,7 @@ static void iscsi_lun_free(struct iscsi_lun *lun)
         iscsi_session_destroy(&lun->s[i]);
     blk_timer_cancel(lun->loop, &lun->timer);
     blk_hook_del(lun->loop, &lun->hook);
-    iscsi_journal_trim(&lun->journal, UINT64_MAX);
+    blk_journal_trim(&lun->journal, UINT64_MAX);
     while ((op = lun->spare)) {
         lun->spare = op->next;
         free(op);
@@ -300,36 +300,16 @@ static int iscsi_identity(struct blk_node *n, char *buf, size_t len)
     return 0;
 }
 
-/* A LUN is there already: see that it is large enough, and make what is on it no image. */
+/* As in QEMU there is nothing to tell but that there could be. */
+static int iscsi_info(struct blk_node *n, struct blk_info *out, struct blk_error *e)
+{
+    return 0;
+}
+
 static int iscsi_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
                         struct blk_error *e)
 {
-    struct blk_open_args a = { .filename = blk_opts_get(o, "filename"), .format = "raw",
-                               .flags = BLK_O_RDWR };
-    const char *prealloc = blk_opts_get(o, "preallocation");
-    enum blk_prealloc mode = BLK_PREALLOC_OFF;
-    struct blk_node *n;
-    uint64_t size = 0;
-    int ret = blk_opts_get_size(o, "size", &size, e), r;
-
-    if (!ret && prealloc)
-        ret = blk_parse_prealloc(prealloc, &mode, e);
-    if (ret < 0)
-        return ret;
-    ret = blk_open(l, &a, &n, e);
-    if (ret < 0)
-        return ret;
-    if (mode != BLK_PREALLOC_OFF)
-        ret = blk_err(e, ENOTSUP, "Unsupported preallocation mode '%s'", prealloc);
-    else if (size > blk_size(n))
-        ret = blk_err(e, EINVAL, "Cannot grow iSCSI devices");
-    if (!ret) {
-        ret = co_write_zeroes(n, 0, BLK_MIN(blk_size(n), (uint64_t)4096), 0);
-        if (ret < 0)
-            ret = blk_err_errno(e, -ret, "Could not clear the start of '%s'", blk_filename(n));
-    }
-    r = blk_close(n, ret ? NULL : e);
-    return ret ? ret : r;
+    return blk_create_in_place(l, o, "Cannot grow iSCSI devices", e);
 }
 
 static const struct blk_option_desc iscsi_create_opts[] = {
@@ -352,6 +332,7 @@ const struct blk_driver blk_iscsi = {
     .status = iscsi_status,
     .truncate = iscsi_truncate,
     .length = iscsi_length,
+    .info = iscsi_info,
     .identity = iscsi_identity,
     .create = iscsi_create,
 };

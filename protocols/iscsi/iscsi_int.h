@@ -25,6 +25,7 @@
 #define PLATTER_ISCSI_INT_H
 
 #include "block/driver.h"
+#include "block/journal.h"
 #include "block/net.h"
 
 #include <iscsi/iscsi.h>
@@ -102,14 +103,6 @@ struct iscsi_session {
     int step_status;
 };
 
-struct iscsi_entry;
-
-struct iscsi_journal {
-    struct iscsi_entry *first, **last;
-    uint64_t bytes;
-    uint64_t seq;                   /* of the newest entry */
-};
-
 struct iscsi_lun {
     struct blk_node *n;             /* NULL until open() is through */
     struct blk_loop *loop;
@@ -130,7 +123,7 @@ struct iscsi_lun {
     uint64_t max_write_same;
     char serial[256];               /* "naa...", hex; tells it from another LUN */
 
-    struct iscsi_journal journal;
+    struct blk_journal journal;
     struct iscsi_op sync_op;        /* the journal's own flush */
     bool syncing;
     bool replay;                    /* the target may have lost what is in the journal */
@@ -174,10 +167,8 @@ void iscsi_fail_queued(struct iscsi_lun *lun, int err);
 void iscsi_wake_delayed(struct iscsi_lun *lun, uint64_t now);
 
 /* ---- journal.c */
-void iscsi_journal_init(struct iscsi_journal *j);
 /* An acknowledged write, zero or unmap. 0 or -ENOMEM. */
 int iscsi_journal_add(struct iscsi_lun *lun, const struct iscsi_op *op);
-void iscsi_journal_trim(struct iscsi_journal *j, uint64_t seq);
 bool iscsi_journal_full(const struct iscsi_lun *lun);
 /* Flush on our own before it gets full. */
 void iscsi_journal_relieve(struct iscsi_lun *lun);
