@@ -95,16 +95,18 @@ static bool scheme_matches(const struct blk_driver *d, const char *name, size_t 
 
 /* ---- modules ------------------------------------------------------------------------ */
 
-/* Drivers whose libraries are loaded when they are first used: PLATTER-NAME.so
+/* Drivers whose libraries are loaded when they are first used: platter-FILE.so
  * defines `const struct blk_driver blk_NAME`. */
 static const struct module {
-    const char *name;
+    const char *name, *file;
     const char *schemes[5];
 } modules[] = {
-    { "nfs", { "nfs" } },
-    { "iscsi", { "iscsi" } },
-    { "gluster", { "gluster", "gluster+tcp", "gluster+unix" } },
-    { "nbd", { "nbd", "nbds", "nbd+unix", "nbds+unix" } },
+    { "nfs", "nfs", { "nfs" } },
+    { "iscsi", "iscsi", { "iscsi" } },
+    { "gluster", "gluster", { "gluster", "gluster+tcp", "gluster+unix" } },
+    { "nbd", "nbd", { "nbd", "nbds", "nbd+unix", "nbds+unix" } },
+    { "http", "http", { "http" } },
+    { "https", "http", { "https" } },
 };
 
 static const struct blk_driver *loaded[BLK_ARRAY_SIZE(modules)];
@@ -112,12 +114,12 @@ static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Where modules are: $PLATTER_MODULES, else beside the program (modules/), else
  * ../lib/platter of its folder. */
-static int module_path(const char *name, unsigned place, char *buf, size_t len)
+static int module_path(const char *file, unsigned place, char *buf, size_t len)
 {
     const char *dir = getenv("PLATTER_MODULES");
     char exe[PATH_MAX];
     if (dir) {
-        return place ? -1 : snprintf(buf, len, "%s/platter-%s.so", dir, name);
+        return place ? -1 : snprintf(buf, len, "%s/platter-%s.so", dir, file);
     }
     ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
     if (n <= 0 || place > 1) {
@@ -126,13 +128,13 @@ static int module_path(const char *name, unsigned place, char *buf, size_t len)
     exe[n] = 0;
     *strrchr(exe, '/') = 0;
     return snprintf(buf, len, "%s/%s/platter-%s.so", exe, place ? "../lib/platter" : "modules",
-                    name);
+                    file);
 }
 
 /* The module's file, or false. */
 static bool module_find(const struct module *m, char *buf, size_t len)
 {
-    for (unsigned place = 0; module_path(m->name, place, buf, len) > 0; place++) {
+    for (unsigned place = 0; module_path(m->file, place, buf, len) > 0; place++) {
         if (!access(buf, R_OK)) {
             return true;
         }
@@ -148,7 +150,7 @@ static const struct blk_driver *module_load(size_t i, struct blk_error *e)
     pthread_mutex_lock(&load_lock);
     if (!loaded[i] && !module_find(m, path, sizeof(path))) {
         blk_err(e, ENOENT, "The driver for protocol '%s' is not installed (platter-%s.so)",
-                m->name, m->name);
+                m->name, m->file);
     } else if (!loaded[i]) {
         void *so = dlopen(path, RTLD_NOW | RTLD_LOCAL);
         snprintf(symbol, sizeof(symbol), "blk_%s", m->name);

@@ -61,12 +61,13 @@ static bool ends_with(const char *s, size_t len, const char *end)
 static bool is_secret(const char *key, size_t len)
 {
     static const char *const endings[] = {
-        "password", "passwd", "passphrase", "token", "cookie",
+        "password", "passwd", "passphrase", "token", "cookie", "signature",
     };
     for (size_t i = 0; i < BLK_ARRAY_SIZE(endings); i++)
         if (ends_with(key, len, endings[i]))
             return true;
-    return (len == 4 && !strncasecmp(key, "pass", 4)) || ends_with(key, len, ".pass");
+    return (len == 4 && !strncasecmp(key, "pass", 4)) || ends_with(key, len, ".pass") ||
+           (len == 3 && !strncasecmp(key, "sig", 3));
 }
 
 /* ---- URLs --------------------------------------------------------------------------- */

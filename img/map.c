@@ -46,7 +46,11 @@ static int extent_at(struct blk_node *n, uint64_t start, uint64_t length, struct
             break;
         }
         below = blk_backing(n);
-        if (!below || start >= blk_size(below)) {
+        if (!below) {           /* of an NBD bitmap's context: no more is known */
+            st.flags = 0;
+            break;
+        }
+        if (start >= blk_size(below)) {
             st.flags |= BLK_ST_ZERO;
             break;
         }

@@ -287,6 +287,8 @@ static int nbdc_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e
         return blk_err_errno(e, ENOMEM, "no memory for the connection");
     no_sigpipe();
     int r = nbdc_config_get(&d->cfg, o, e);
+    if (!r)
+        disk_rename(n, &d->cfg);
     r = r ? r : blk_net_init(&d->net, o, n->shown, e);
     r = r ? r : disk_connect(d, e);
     if (!r && d->read_only && n->oflags & BLK_O_RDWR)
@@ -296,7 +298,6 @@ static int nbdc_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e
         disk_free(d);
         return r;
     }
-    disk_rename(n, &d->cfg);
     disk_set_limits(n, d);
     d->unsafe = n->oflags & BLK_O_NO_FLUSH && d->flush;
     n->state = d;

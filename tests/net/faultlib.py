@@ -133,7 +133,7 @@ class Io:
     def __init__(self, url, *args, program=IO, fmt="raw"):
         master, slave = pty.openpty()
         self.fd = master
-        self.p = subprocess.Popen([program, "-f", fmt, *args, url], stdin=subprocess.PIPE,
+        self.p = subprocess.Popen([program, *(["-f", fmt] if fmt else []), *args, url], stdin=subprocess.PIPE,
                                   stdout=slave, stderr=slave)
         os.close(slave)
         self.text = ""

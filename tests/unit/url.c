@@ -128,6 +128,8 @@ static void secrets_are_hidden(void **state)
     redacts("iscsi://user%pw@host/iqn:x@y/1", "iscsi://user%***@host/iqn:x@y/1");
     redacts("http://u:p@ss@h/x?a=1", "http://u:***@h/x?a=1");
     redacts("nbd://h/x?password=a,b&z=1", "nbd://h/x?password=***&z=1");
+    redacts("https://h/x?X-Amz-Signature=1f&sig=2&size=3",
+            "https://h/x?X-Amz-Signature=***&sig=***&size=3");
     redacts("iscsi://h/t/0?target_password=q;header_digest=crc32c",
             "iscsi://h/t/0?target_password=***;header_digest=crc32c");
     redacts("driver=iscsi,password=a,,b,lun=1", "driver=iscsi,password=***,lun=1");
