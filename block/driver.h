@@ -99,6 +99,10 @@ struct blk_driver {
 
     void (*submit)(struct blk_node *n, struct blk_req *req);
 
+    /* Fiber; NULL: -ENOTSUP.  Zeroes for [off, off+len) inside one block of
+     * limits.zero_align: if the rest of the block reads as zeros and no data has to be
+     * written for it, all of it becomes zeros; else -ENOTSUP.  flags: the request's. */
+    int (*zero_part)(struct blk_node *n, uint64_t off, uint64_t len, unsigned flags);
     /* Fiber; NULL: everything is DATA at the same offset of n->file.  On entry
      * st->flags has BLK_ST_RECURSE if the caller wants to know about holes in the
      * storage of what is allocated; without it nothing need be found out for that. */

@@ -376,6 +376,21 @@ static int zeroes_that_grow(struct blk_node *n, const struct blk_req *req, uint6
     return err ? err : write_zeros(n, from, end - from);
 }
 
+/* Zeroes for less than a block: the driver may know that the rest is zero, too. */
+static int zero_edge(struct blk_node *n, const struct blk_req *req, uint64_t off, uint64_t end)
+{
+    int err = -ENOTSUP;
+
+    if (off == end) {
+        return 0;
+    }
+    if (n->drv->zero_part) {
+        err = n->drv->zero_part(n, off, end - off, req->flags);
+    }
+    return err == -ENOTSUP && !(req->flags & BLK_REQ_FAST_ZERO) ? write_zeros(n, off, end - off)
+                                                                : err;
+}
+
 static int slow_zeroes(struct blk_node *n, const struct blk_req *req)
 {
     uint64_t a = BLK_MAX(n->limits.zero_align, n->limits.req_align);
@@ -387,26 +402,15 @@ static int slow_zeroes(struct blk_node *n, const struct blk_req *req)
     /* The last, partial block counts as whole at the node's end. */
     uint64_t tail = end >= n->size && !n->can_grow && n->limits.req_align == 1
                         ? end : blk_align_down(end, a);
-    int err = 0;
 
-    if (tail <= head) {
-        return req->flags & BLK_REQ_FAST_ZERO ? -ENOTSUP
-                                              : write_zeros(n, req->offset, req->length);
-    }
-    if (req->flags & BLK_REQ_FAST_ZERO &&
-        (n->zero_may_be_slow || head != req->offset || tail != end)) {
+    if (req->flags & BLK_REQ_FAST_ZERO && n->zero_may_be_slow) {
         return -ENOTSUP;
     }
-    if (head != req->offset) {
-        err = write_zeros(n, req->offset, head - req->offset);
-    }
-    if (!err) {
+    int err = zero_edge(n, req, req->offset, head);
+    if (!err && tail > head) {
         err = zero_aligned(n, req, head, tail - head);
     }
-    if (!err && tail != end) {
-        err = write_zeros(n, tail, end - tail);
-    }
-    return err;
+    return err ? err : zero_edge(n, req, BLK_MAX(head, tail), end);
 }
 
 static int slow_discard(struct blk_node *n, const struct blk_req *req)

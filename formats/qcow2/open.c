@@ -284,6 +284,7 @@ const struct blk_driver blk_qcow2 = {
     .open = qcow2_open,
     .close = qcow2_close,
     .submit = qcow2_submit,
+    .zero_part = qcow2_zero_part,
     .status = qcow2_status,
     .truncate = qcow2_truncate,
     .info = qcow2_info,

@@ -454,6 +454,8 @@ int qcow2_set_compression_level(struct qcow2 *q, uint64_t level, struct blk_erro
 int qcow2_entry_check(struct qcow2 *q, uint64_t entry, uint64_t guest);
 int qcow2_zero_fiber(struct blk_req *req);
 int qcow2_discard_fiber(struct blk_req *req);
+/* The driver's zero_part. Fiber. */
+int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned flags);
 /* Map the guest range [from, to) to host clusters without writing data
  * (preallocation). Fiber. */
 int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,

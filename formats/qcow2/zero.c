@@ -13,7 +13,8 @@
 enum wipe {
     WIPE_ZERO_KEEP,     /* reads as zeros, allocated clusters stay allocated */
     WIPE_ZERO,          /* reads as zeros, host clusters are freed */
-    WIPE_DISCARD,       /* the same; what is not allocated stays as it is */
+    WIPE_DISCARD,       /* the same; what has no mapping at all stays so without a
+                           backing file */
     WIPE_UNMAP,         /* no mapping at all: beyond a shrunk image's end */
 };
 
@@ -28,10 +29,7 @@ static int wiped_entry(const struct qcow2 *q, enum wipe how, uint64_t old, bool 
         *out = 0;
         return 0;
     }
-    if (t == QCOW2_ZERO_PLAIN || (t == QCOW2_UNALLOCATED && (how == WIPE_DISCARD || !backed))) {
-        return 0;
-    }
-    if (t == QCOW2_ZERO_ALLOC && how == WIPE_ZERO_KEEP) {
+    if (t == QCOW2_ZERO_PLAIN || (t == QCOW2_ZERO_ALLOC && how == WIPE_ZERO_KEEP)) {
         return 0;
     }
     if (q->h.version < 3) {
@@ -42,19 +40,19 @@ static int wiped_entry(const struct qcow2 *q, enum wipe how, uint64_t old, bool 
         *out = 0;
     } else if (how == WIPE_ZERO_KEEP && t == QCOW2_NORMAL && old & QCOW2_COPIED) {
         *out = old | QCOW2_ZERO;
-    } else {
-        *out = how == WIPE_DISCARD && !backed ? 0 : QCOW2_ZERO;
+    } else if (how != WIPE_DISCARD || t != QCOW2_UNALLOCATED || q->n->backing) {
+        *out = QCOW2_ZERO;
     }
     return 0;
 }
 
-/* Entries [i, i+n) of a pinned slice, guest clusters from first on. */
+/* Entries [i, i+n) of a pinned slice. */
 static int wipe_entries(struct qcow2 *q, struct qcow2_slice *s, unsigned i, uint64_t n,
-                        uint64_t first, enum wipe how, bool explicit)
+                        enum wipe how, bool explicit)
 {
     for (uint64_t k = 0; k < n; k++) {
-        uint64_t old = qcow2_entry_get(q, s->word, i + (unsigned)k), guest = (first + k) << q->h.cluster_bits, new;
-        bool backed = explicit || (q->n->backing && guest < q->n->backing->size);
+        uint64_t old = qcow2_entry_get(q, s->word, i + (unsigned)k), new;
+        bool backed = explicit || q->n->backing;
         int err = wiped_entry(q, how, old, backed, &new);
         if (err) {
             return err;
@@ -72,10 +70,26 @@ static int wipe_entries(struct qcow2 *q, struct qcow2_slice *s, unsigned i, uint
 }
 
 /* Is there anything to do where there is no L2 table? */
-static bool hole_needs_work(const struct qcow2 *q, enum wipe how, uint64_t guest)
+static bool hole_needs_work(const struct qcow2 *q, enum wipe how)
 {
-    return (how == WIPE_ZERO || how == WIPE_ZERO_KEEP) && q->n->backing &&
-           guest < q->n->backing->size;
+    if (q->h.version < 3) {
+        return how != WIPE_UNMAP && how != WIPE_DISCARD && q->n->backing;
+    }
+    return how != WIPE_UNMAP && (how != WIPE_DISCARD || q->n->backing);
+}
+
+/* Guest clusters [first, stop) of one L2 slice, registered as busy. */
+static int wipe_busy(struct qcow2 *q, uint64_t first, uint64_t stop, enum wipe how, bool explicit)
+{
+    uint64_t guest = first << q->h.cluster_bits;
+    struct qcow2_slice *s;
+    int err = qcow2_l2_write(q, guest, &s);
+
+    if (!err) {
+        err = wipe_entries(q, s, qcow2_entry_index(q, guest), stop - first, how, explicit);
+        qcow2_slice_put(s);
+    }
+    return err;
 }
 
 /* Guest clusters [first, end), one L2 slice after the other.  explicit: as if a
@@ -85,10 +99,9 @@ static int wipe(struct qcow2 *q, uint64_t first, uint64_t end, enum wipe how, bo
     int err = q->corrupt ? -EIO : 0;
 
     while (!err && first < end) {
-        uint64_t guest = first << q->h.cluster_bits;
-        uint64_t slice = qcow2_slice_index(q, guest), l1 = qcow2_l1_index(q, slice);
-        uint64_t stop = BLK_MIN(end, (slice + 1) << q->slice_bits);
-        if (!(q->l1[l1] & QCOW2_OFFSET_MASK) && !explicit && !hole_needs_work(q, how, guest)) {
+        uint64_t slice = qcow2_slice_index(q, first << q->h.cluster_bits);
+        uint64_t l1 = qcow2_l1_index(q, slice), stop = BLK_MIN(end, (slice + 1) << q->slice_bits);
+        if (!(q->l1[l1] & QCOW2_OFFSET_MASK) && !explicit && !hole_needs_work(q, how)) {
             first = BLK_MIN(end, (l1 + 1) << q->l2_bits);
             continue;
         }
@@ -96,14 +109,8 @@ static int wipe(struct qcow2 *q, uint64_t first, uint64_t end, enum wipe how, bo
             return -ENOTSUP;
         }
         struct qcow2_busy busy = { first, stop, NULL };
-        struct qcow2_slice *s;
         qcow2_busy_enter(q, &busy);
-        err = qcow2_l2_write(q, guest, &s);
-        if (!err) {
-            err = wipe_entries(q, s, qcow2_entry_index(q, guest), stop - first, first, how,
-                               explicit);
-            qcow2_slice_put(s);
-        }
+        err = wipe_busy(q, first, stop, how, explicit);
         qcow2_busy_leave(q, &busy);
         if (!err) {
             err = qcow2_flush_if_much(q);
@@ -112,6 +119,61 @@ static int wipe(struct qcow2 *q, uint64_t first, uint64_t end, enum wipe how, bo
     }
     return err;
 }
+
+/* ---- parts of clusters --------------------------------------------------------------- */
+
+static bool backing_reads_zero(struct blk_node *n, uint64_t off, uint64_t end)
+{
+    struct blk_status st;
+
+    end = n->backing ? BLK_MIN(end, n->backing->size) : off;
+    for (; off < end; off += st.length) {
+        if (co_status_above(n->backing, NULL, off, end - off, &st) || !(st.flags & BLK_ST_ZERO)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Does the cluster of [off, end) read as zeros outside of it, without data of its own? */
+static bool rest_reads_zero(struct qcow2 *q, uint64_t off, uint64_t end)
+{
+    uint64_t from = blk_align_down(off, q->cluster_size);
+    struct qcow2_slice *s;
+    enum qcow2_type t = QCOW2_UNALLOCATED;
+
+    if (qcow2_l2_read(q, off, &s)) {
+        return false;
+    }
+    if (s) {
+        t = qcow2_entry_type(q, qcow2_entry_get(q, s->word, qcow2_entry_index(q, off)));
+        qcow2_slice_put(s);
+    }
+    return t == QCOW2_ZERO_PLAIN || t == QCOW2_ZERO_ALLOC ||
+           (t == QCOW2_UNALLOCATED && backing_reads_zero(q->n, from, off) &&
+            backing_reads_zero(q->n, end, from + q->cluster_size));
+}
+
+int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned flags)
+{
+    struct qcow2 *q = n->state;
+    struct qcow2_busy busy = { off >> q->h.cluster_bits, (off >> q->h.cluster_bits) + 1, NULL };
+    int err = -ENOTSUP;
+
+    if (q->corrupt || (q->h.version < 3 && n->backing)) {
+        return -ENOTSUP;
+    }
+    qcow2_busy_enter(q, &busy);
+    if (rest_reads_zero(q, off, off + len)) {
+        err = q->h.version < 3 ? 0      /* not allocated: zeros already */
+              : wipe_busy(q, busy.first, busy.end,
+                          flags & BLK_REQ_MAY_UNMAP ? WIPE_ZERO : WIPE_ZERO_KEEP, false);
+    }
+    qcow2_busy_leave(q, &busy);
+    return err;
+}
+
+/* ---- requests -------------------------------------------------------------------------- */
 
 static int wipe_request(struct blk_req *req, enum wipe how)
 {
