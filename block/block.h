@@ -444,6 +444,21 @@ bool blk_driver_compresses(const char *name);    /* BLK_REQ_COMPRESSED works the
 int blk_create(struct blk_loop *l, const char *format, const char *filename,
                const struct blk_opts *opts, struct blk_error *e);
 
+/* A complete image, written from its first byte to its last to where one cannot go back:
+ * a pipe.  The map is asked for several times and has to give the same answers; what it
+ * calls data is read once, in order.  opts: creation options without "size".  -ENOTSUP:
+ * the format, or an option, cannot be written so.  Fiber. */
+struct blk_stream {
+    uint64_t size;                  /* of the guest's disk, a multiple of 512 */
+    /* off < size: is there data, and for how many bytes is that so. */
+    int (*map)(void *arg, uint64_t off, bool *data, uint64_t *len);
+    int (*read)(void *arg, uint64_t off, void *buf, size_t len);
+    int (*write)(void *arg, const void *buf, size_t len);
+    void *arg;
+};
+int blk_stream(struct blk_loop *l, const char *format, const struct blk_opts *opts,
+               const struct blk_stream *s, struct blk_error *e);
+
 typedef struct json_t json_t;       /* jansson's */
 struct blk_info {
     uint64_t cluster_size;          /* 0: none */

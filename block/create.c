@@ -164,6 +164,24 @@ int blk_create(struct blk_loop *l, const char *format, const char *filename,
     return err;
 }
 
+int blk_stream(struct blk_loop *l, const char *format, const struct blk_opts *opts,
+               const struct blk_stream *s, struct blk_error *e)
+{
+    const struct blk_driver *fmt = blk_driver_find(format);
+    struct blk_opts *o;
+    int err;
+
+    if (!fmt || !fmt->stream) {
+        return blk_err(e, ENOTSUP, fmt ? "Format '%s' cannot be written to a pipe"
+                                       : "Unknown file format '%s'", format);
+    }
+    o = blk_opts_dup(opts);
+    blk_opts_setf(o, "size", "%llu", (unsigned long long)s->size);
+    err = fmt->stream(o, s, e);
+    blk_opts_free(o);
+    return err;
+}
+
 void blk_uuid_generate(uint8_t out[16])
 {
     if (getrandom(out, 16, 0) != 16) {

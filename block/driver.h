@@ -138,6 +138,8 @@ struct blk_driver {
      * the name in o's "filename". Fiber. */
     int (*create)(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
                   struct blk_error *e);
+    /* Fiber; formats; NULL: cannot be written forward only.  See blk_stream(). */
+    int (*stream)(struct blk_opts *o, const struct blk_stream *s, struct blk_error *e);
     /* Protocols: delete what create() has just made, when the format could not
      * be written into it; best effort.  NULL: it stays.  Fiber. */
     void (*uncreate)(struct blk_opts *o);

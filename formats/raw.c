@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define RAW_STREAM_CHUNK (1u << 20)
+
 struct raw_state {
     uint64_t offset;
     bool windowed;
@@ -156,6 +158,28 @@ static const struct blk_option_desc raw_create_opts[] = {
     { NULL, BLK_OPT_STRING, NULL, NULL },
 };
 
+/* All of it, zeros too: a pipe has no holes. */
+static int raw_stream(struct blk_opts *o, const struct blk_stream *s, struct blk_error *e)
+{
+    uint8_t *buf = blk_buf_alloc(RAW_STREAM_CHUNK);
+    int err = buf ? 0 : -ENOMEM;
+
+    for (uint64_t off = 0, len; !err && off < s->size; off += len) {
+        bool data = true;
+
+        err = s->map(s->arg, off, &data, &len);
+        len = BLK_MIN(len, RAW_STREAM_CHUNK);
+        if (err || !data) {
+            memset(buf, 0, BLK_MIN(len, RAW_STREAM_CHUNK));
+        } else {
+            err = s->read(s->arg, off, buf, len);
+        }
+        err = err ? err : s->write(s->arg, buf, len);
+    }
+    blk_buf_free(buf);
+    return err ? blk_err_errno(e, -err, "Could not write the image") : 0;
+}
+
 const struct blk_driver blk_raw = {
     .name = "raw",
     .create_opts = raw_create_opts,
@@ -165,5 +189,6 @@ const struct blk_driver blk_raw = {
     .status = raw_status,
     .truncate = raw_truncate,
     .measure = raw_measure,
+    .stream = raw_stream,
     .create = raw_create,
 };

@@ -32,7 +32,7 @@ struct args {
     const char *format, *cache, *src_cache, *snapshot;
     bool image_opts, target_image_opts, no_create, progress, quiet, share;
     bool copy_range, target_is_zero, bitmaps, skip_broken, sparse_given;
-    bool verify, resume, json;
+    bool verify, resume, json, to_stdout;
     const char *journal;            /* --journal, or NULL */
     char digest[CONVERT_DIGEST_HEX];    /* of what was verified */
     char *options;                  /* -o */
@@ -192,6 +192,26 @@ static int check_options(const struct args *a)
         return 0;
     }
     return 1;
+}
+
+/* Standard output is written once, forward, and only the image goes there. */
+static int check_stdout(const struct args *a)
+{
+    const struct { bool given; const char *option; } not_here[] = {
+        { a->no_create, "-n" }, { a->target.backing, "-B" }, { a->c.compress, "-c" },
+        { a->copy_range, "-C" }, { a->c.rate, "-r" }, { a->c.salvage, "--salvage" },
+        { a->verify, "--verify" }, { a->resume, "--resume" }, { a->bitmaps, "--bitmaps" },
+        { a->json, "--output=json" },
+    };
+
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(not_here); i++) {
+        if (not_here[i].given) {
+            img_error("%s cannot be used when the target is standard output", not_here[i].option);
+            return 1;
+        }
+    }
+    img_progress_to_stderr();
+    return 0;
 }
 
 /* ---- sources ---------------------------------------------------------------- */
@@ -576,6 +596,13 @@ static int convert_images(struct args *a)
     if (ret == 0) {
         ret = place_sources(a);
     }
+    if (ret == 0 && a->to_stdout) {
+        ret = convert_stream(&a->c, a->target.format, a->options);
+        if (a->c.failure.err) {
+            report_failure(&a->c.failure);
+        }
+        return ret;
+    }
     if (ret == 0) {
         ret = prepare_target(a);
     }
@@ -660,6 +687,10 @@ static int run_or_help(struct args *a, int argc, char **argv)
         return 1;
     }
     a->c.quiet = a->quiet;
+    a->to_stdout = !strcmp(t->filename, "-") && !a->target_image_opts;
+    if (a->to_stdout && check_stdout(a)) {
+        return 1;
+    }
     return img_run(run, a);
 }
 
@@ -736,6 +767,6 @@ const struct img_command img_convert = {
         "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     define an object (eg encryption key)\n"
         "  SRC_FILENAME\n     source image file name; several are put end to end\n"
-        "  TGT_FILENAME\n     target image file name\n",
+        "  TGT_FILENAME\n     target image file name; \"-\": standard output, raw or qcow2, for a pipe\n",
     .main = convert_main,
 };

@@ -122,6 +122,13 @@ int convert_copy(struct convert *c);
  * length does.  Fiber. */
 int convert_read_sources(const struct convert *c, uint64_t at, void *buf, size_t len);
 
+/* What there is at `at`, and for how many bytes; backing files count.  Fiber. */
+int convert_map_sources(const struct convert *c, uint64_t at, bool *data, uint64_t *len);
+
+/* Write everything to standard output as an image of this format, strictly forward
+ * (convert_stream.c).  The message is printed.  Fiber. */
+int convert_stream(struct convert *c, const char *format, const char *options);
+
 /* Keep the first error. */
 static inline int convert_fail(struct convert *c, int err, enum convert_step step, uint64_t at)
 {

@@ -247,3 +247,23 @@ int convert_read_sources(const struct convert *c, uint64_t at, void *buf, size_t
     }
     return err;
 }
+
+int convert_map_sources(const struct convert *c, uint64_t at, bool *data, uint64_t *len)
+{
+    const struct convert_source *s = source_at(c, at);
+    uint64_t off = at - s->start + s->skip, left = s->start + s->length - at;
+    struct blk_status st;
+    int err;
+
+    *data = false;
+    *len = left;
+    if (off >= blk_size(s->node)) {
+        return 0;
+    }
+    err = co_status_above(s->node, NULL, off, BLK_MIN(left, blk_size(s->node) - off), &st);
+    if (!err) {
+        *data = !(st.flags & BLK_ST_ZERO);
+        *len = st.length;
+    }
+    return err;
+}

@@ -242,7 +242,7 @@ static int take_options(struct create *c, struct blk_opts *o, struct blk_error *
 
 /* ---- writing ------------------------------------------------------------------------------- */
 
-static int write_header(struct create *c, struct blk_node *file, uint8_t *buf, struct blk_error *e)
+static int build_header(struct create *c, uint8_t *buf, struct blk_error *e)
 {
     struct blk_node names = { .backing_name = (char *)(uintptr_t)c->backing,
                               .backing_format = (char *)(uintptr_t)c->backing_fmt };
@@ -261,7 +261,7 @@ static int write_header(struct create *c, struct blk_node *file, uint8_t *buf, s
         return blk_err(e, EINVAL, "Backing file name too long for clusters of %llu bytes",
                        (unsigned long long)c->cluster);
     }
-    return err ? err : co_write(file, 0, buf, c->cluster, 0);
+    return err;
 }
 
 static int write_reft(const struct create *c, struct blk_node *file, uint8_t *buf)
@@ -343,7 +343,8 @@ static int create_write(struct create *c, struct blk_node *file, struct blk_erro
     err = err ? err : write_l2(c, file, buf);
     /* The header last: until then it is no image. */
     err = err ? err : co_flush(file);
-    err = err ? err : write_header(c, file, buf, e);
+    err = err ? err : build_header(c, buf, e);
+    err = err ? err : co_write(file, 0, buf, c->cluster, 0);
     blk_buf_free(buf);
     return err;
 }
@@ -361,6 +362,30 @@ int qcow2_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
     c.h.l1_offset = (1 + c.reft + c.blocks) * c.cluster;
     err = create_write(&c, file, e);
     return err ? blk_err_errno(e, -err, "Could not write qcow2 metadata") : 0;
+}
+
+/* ---- for an image that is written forward (stream.c) ------------------------------------------- */
+
+int qcow2_create_plan(struct blk_opts *o, struct qcow2_header *h, struct blk_error *e)
+{
+    struct create c = { 0 };
+    int err = take_options(&c, o, e);
+
+    if (!err && c.backing) {
+        err = blk_err(e, ENOTSUP, "An image that is written to a pipe cannot have a backing file");
+    } else if (!err && (c.prealloc != BLK_PREALLOC_OFF ||
+                        c.h.incompatible & QCOW2_INC_DATA_FILE || c.h.crypt_method)) {
+        err = blk_err(e, ENOTSUP, "An image that is written to a pipe cannot be preallocated, "
+                      "encrypted or have a data file");
+    }
+    *h = c.h;
+    return err;
+}
+
+int qcow2_create_header(const struct qcow2_header *h, uint8_t *buf, struct blk_error *e)
+{
+    struct create c = { .h = *h, .cluster = 1ull << h->cluster_bits };
+    return build_header(&c, buf, e);
 }
 
 /* ---- measure ---------------------------------------------------------------------------------- */

@@ -296,4 +296,5 @@ const struct blk_driver blk_qcow2 = {
     .change_backing = qcow2_change_backing,
     .measure = qcow2_measure,
     .create = qcow2_create,
+    .stream = qcow2_stream,
 };

@@ -12,7 +12,7 @@
  * flush.c     the order in which metadata reaches the disk
  * read.c, write.c, zero.c   guest requests
  * compress.c, deflate.c      reading compressed clusters, writing them
- * create.c, resize.c, check*.c, snapshot.c, compact*.c   image operations
+ * create.c, stream.c, resize.c, check*.c, snapshot.c, compact*.c   image operations
  *
  * Crash order (bad-input.md E), kept by flush.c alone: nothing but flush.c, the
  * header's own updates and the initialisation of unreferenced clusters writes
@@ -483,6 +483,12 @@ int qcow2_read_compressed_run(struct qcow2 *q, const uint64_t *entry, uint64_t n
 /* ---- image operations ------------------------------------------------------------------------- */
 
 int qcow2_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o, struct blk_error *e);
+/* For stream.c: the creation options, checked, as a header without places; the header's
+ * cluster. */
+int qcow2_create_plan(struct blk_opts *o, struct qcow2_header *h, struct blk_error *e);
+int qcow2_create_header(const struct qcow2_header *h, uint8_t *buf, struct blk_error *e);
+/* stream.c: the driver's stream. */
+int qcow2_stream(struct blk_opts *o, const struct blk_stream *s, struct blk_error *e);
 int qcow2_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_prealloc p,
                    struct blk_error *e);
 /* The driver's make_empty and (header.c's invariants) change_backing. Fiber. */
