@@ -100,6 +100,16 @@ const char *blk_opts_unused(const struct blk_opts *o);
 /* "10G" etc. to bytes; -EINVAL, or -ERANGE beyond 2^64-1.  Whole string. */
 int blk_parse_size(const char *s, uint64_t *out);
 
+/* Objects that the user defines and options name by their id: "secret,id=ID,data=TEXT |
+ * file=NAME[,format=raw|base64][,keyid=ID,iv=BASE64]", or the same as JSON with
+ * "qom-type".  Any thread. */
+int blk_object_add(const char *text, struct blk_error *e);
+/* A secret's bytes, a NUL behind them; the list's, valid until blk_secrets_free(). */
+int blk_secret_get(const char *id, const uint8_t **data, size_t *len, struct blk_error *e);
+/* The same, which must be UTF-8, as a string: passwords. */
+int blk_secret_get_text(const char *id, const char **text, struct blk_error *e);
+void blk_secrets_free(void);                     /* wipes them all */
+
 /* URL: scheme[+transport]://[user[%pass]@]host[:port]/path[?query].
  * Parts are percent-decoded copies; NULL or 0 where absent. */
 struct blk_url {
@@ -433,6 +443,8 @@ struct blk_option_desc {
 };
 /* Terminated by name == NULL; NULL if there is no such driver. */
 const struct blk_option_desc *blk_create_options(const char *format);
+/* What amend may change, the same way; NULL: nothing. */
+const struct blk_option_desc *blk_amend_options(const char *format);
 /* i-th driver's name in table order (NULL past the end), formats and protocols. */
 const char *blk_driver_at(size_t i, bool *is_protocol, bool *can_create);
 bool blk_driver_known(const char *name);
@@ -473,6 +485,17 @@ struct blk_info {
 };
 int blk_get_info(struct blk_node *n, struct blk_info *out, struct blk_error *e);
 void blk_info_free(struct blk_info *i);
+
+/* Change properties of an image in place, as o says (names of blk_amend_options()).  A
+ * crash leaves the image with the old properties or the new ones, of each.  -ENOTSUP:
+ * the format has nothing to amend. */
+struct blk_amend {
+    bool force;                     /* also what may lose data for good */
+    void (*progress)(void *arg, double fraction);   /* may be NULL */
+    void *arg;
+};
+int blk_amend(struct blk_node *n, struct blk_opts *o, const struct blk_amend *a,
+              struct blk_error *e);
 
 enum { BLK_FIX_LEAKS = 1, BLK_FIX_ERRORS = 2 };
 struct blk_check {

@@ -80,6 +80,7 @@ struct blk_driver {
                                        need not be there; see blk_filter_inherit() */
     const char *const *schemes;     /* protocols: URL schemes, NULL-terminated */
     const struct blk_option_desc *create_opts;  /* NULL: cannot create */
+    const struct blk_option_desc *amend_opts;   /* NULL: cannot amend */
 
     /* Score 0..100 for the first len (<= 4096) bytes of a file. Formats. */
     int (*probe)(const uint8_t *buf, size_t len);
@@ -120,6 +121,9 @@ struct blk_driver {
     int (*compact)(struct blk_node *n, struct blk_compact *c, struct blk_error *e);
     int (*change_backing)(struct blk_node *n, const char *name, const char *format,
                           struct blk_error *e);
+    /* Fiber; after a drain, the node is writable: see blk_amend(). */
+    int (*amend)(struct blk_node *n, struct blk_opts *o, const struct blk_amend *a,
+                 struct blk_error *e);
     int (*snapshot)(struct blk_node *n, enum blk_snapshot_op op, const char *name,
                     struct blk_error *e);
     /* Fiber; n is read-only: see blk_snapshot_load(). */

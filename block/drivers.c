@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 extern const struct blk_driver blk_raw, blk_qcow2, blk_fault, blk_delay, blk_logwrites;
-extern const struct blk_driver blk_vhdx, blk_vdi, blk_vpc, blk_parallels;
+extern const struct blk_driver blk_luks, blk_vhdx, blk_vdi, blk_vpc, blk_parallels;
 extern const struct blk_driver blk_file_driver, blk_host_device, blk_mem;
 
 const struct blk_driver *const blk_drivers[] = {
@@ -22,6 +22,7 @@ const struct blk_driver *const blk_drivers[] = {
     &blk_vhdx,
     &blk_vpc,
     &blk_parallels,
+    &blk_luks,
     &blk_fault,
     &blk_delay,
     &blk_logwrites,
@@ -81,6 +82,12 @@ const struct blk_option_desc *blk_create_options(const char *format)
 {
     const struct blk_driver *d = blk_driver_find(format);
     return d ? d->create_opts : NULL;
+}
+
+const struct blk_option_desc *blk_amend_options(const char *format)
+{
+    const struct blk_driver *d = blk_driver_find(format);
+    return d ? d->amend_opts : NULL;
 }
 
 static bool scheme_matches(const struct blk_driver *d, const char *name, size_t len)
@@ -243,6 +250,9 @@ const char *blk_build_info(void)
     snprintf(text + at, sizeof(text) - at, "\nlibraries: jansson zlib libzstd"
 #ifdef HAVE_DEFLATE
              " libdeflate"
+#endif
+#ifdef HAVE_GCRYPT
+             " libgcrypt"
 #endif
 #ifdef HAVE_URING
              " liburing"

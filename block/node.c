@@ -269,6 +269,34 @@ int blk_change_backing(struct blk_node *n, const char *name, const char *format,
     return blk_run(n->loop, change_backing_fiber, &a);
 }
 
+struct amend_args {
+    struct blk_node *n;
+    struct blk_opts *o;
+    const struct blk_amend *a;
+    struct blk_error *e;
+};
+
+static int amend_fiber(void *arg)
+{
+    struct amend_args *a = arg;
+    co_drain(a->n);
+    return a->n->drv->amend(a->n, a->o, a->a, a->e);
+}
+
+int blk_amend(struct blk_node *n, struct blk_opts *o, const struct blk_amend *a,
+              struct blk_error *e)
+{
+    struct amend_args args = { n, o, a, e };
+    if (!n->drv->amend) {
+        return blk_err(e, ENOTSUP, "Block driver '%s' does not support option amendment",
+                       n->drv->name);
+    }
+    if (n->read_only) {
+        return blk_err(e, EACCES, "Image is read-only");
+    }
+    return blk_run(n->loop, amend_fiber, &args);
+}
+
 struct snapshot_args {
     struct blk_node *n;
     enum blk_snapshot_op op;

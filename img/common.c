@@ -264,29 +264,22 @@ bool img_options_want_help(const char *options)
     return false;
 }
 
-/* Nothing uses an object yet, so one that is well-formed is refused too, by its
- * type: accepting it would promise something that is not done. */
 int img_add_object(const char *text)
 {
-    struct blk_opts *o = blk_opts_new();
     struct blk_error e = BLK_ERROR_INIT;
-    const char *type;
-    int err = *text == '{' ? blk_opts_parse_json(o, text, &e)
-                           : blk_opts_parse(o, text, "qom-type", &e);
 
-    if (err) {
-        img_report(&e);
-    } else if (!(type = blk_opts_get(o, "qom-type"))) {
-        img_error("Parameter 'qom-type' is missing");
-    } else if (strcmp(type, "secret")) {
-        img_error("Parameter 'qom-type' does not accept value '%s'", type);
-    } else if (!blk_opts_has(o, "id")) {
-        img_error("Parameter 'id' is missing");
-    } else if (!blk_opts_has(o, "data") && !blk_opts_has(o, "file")) {
-        img_error("Either 'file' or 'data' must be provided");
-    } else {
-        img_error("Objects of type 'secret' are not supported yet");
+    if (!strcmp(text, "help") || !strcmp(text, "?")) {
+        printf("List of user creatable objects:\n  secret\n");
+        exit(0);
     }
-    blk_opts_free(o);
-    return -EINVAL;
+    if (!strcmp(text, "secret,help") || !strcmp(text, "secret,?")) {
+        printf("secret options:\n  data=<string>\n  file=<string>\n"
+               "  format=<QCryptoSecretFormat>\n  iv=<string>\n  keyid=<string>\n");
+        exit(0);
+    }
+    if (blk_object_add(text, &e)) {
+        img_report(&e);
+        return -EINVAL;
+    }
+    return 0;
 }

@@ -86,6 +86,19 @@ static int take_level(struct convert_target *t, struct blk_error *e)
     return err;
 }
 
+/* The secret that opens what is created with it. */
+static void take_secrets(struct convert_target *t)
+{
+    static const char *const keys[] = { "key-secret", "encrypt.key-secret" };
+
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(keys); i++) {
+        if (blk_opts_has(t->opts, keys[i])) {
+            t->open_opts = t->open_opts ? t->open_opts : blk_opts_new();
+            blk_opts_set(t->open_opts, keys[i], blk_opts_get(t->opts, keys[i]));
+        }
+    }
+}
+
 int convert_target_prepare(struct convert_target *t, struct blk_error *e)
 {
     struct blk_option_desc *descs = img_create_descs(t->format, t->filename, e);
@@ -99,6 +112,9 @@ int convert_target_prepare(struct convert_target *t, struct blk_error *e)
     ret = t->compress && has_option(descs, "compression_type") ? add_level_desc(&descs) : 0;
     ret = ret ? ret : img_parse_create_options(t->opts, descs, t->options, e);
     ret = ret ? ret : take_level(t, e);
+    if (ret == 0) {
+        take_secrets(t);
+    }
     if (ret == 0) {
         snprintf(size, sizeof(size), "%" PRIu64, t->size);
         ret = img_set_create_option(t->opts, descs, "size", size, e);

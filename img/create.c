@@ -42,7 +42,7 @@ static int look_at_backing(struct blk_opts *o, const char *name, const struct cr
 {
     char *full = blk_resolve_name(c->filename, name);
     const char *format = blk_opts_get(o, "backing_fmt");
-    struct blk_open_args args = { .filename = full, .format = format, .flags = BLK_O_SHARE,
+    struct blk_open_args args = { .filename = full, .format = format, .flags = BLK_O_SHARE | BLK_O_NO_IO,
                                   .backing_urls = img_backing_urls };
     struct blk_node *n = NULL;
     int err = blk_open(img_loop(), &args, &n, e);

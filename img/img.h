@@ -90,7 +90,8 @@ int img_add_options(char **all, const char *more);
 bool img_options_want_help(const char *options);
 /* -o help; filename NULL when none was given.  Returns the exit status. */
 int img_print_create_options(const char *format, const char *filename);
-/* --object text.  Prints and returns -EINVAL unless it can be honoured. */
+/* --object text: define it.  Prints and returns -EINVAL if that fails; help ends the
+ * process. */
 int img_add_object(const char *text);
 
 /* ---- creation options, for create, convert, measure, dd ---------------------- */

@@ -135,5 +135,7 @@ int main(int argc, char **argv)
     if (optind >= argc) {
         return img_usage_error(argv[0], "Not enough arguments");
     }
-    return finish_stdout(run_command(argv[0], argc - optind, argv + optind));
+    c = run_command(argv[0], argc - optind, argv + optind);
+    blk_secrets_free();
+    return finish_stdout(c);
 }

@@ -659,7 +659,7 @@ static const struct option long_options[] = {
     { "cache", required_argument, NULL, 't' }, { "discard", required_argument, NULL, 'd' },
     { "copy-on-read", no_argument, NULL, 'C' }, { "misalign", no_argument, NULL, 'm' }, { "native-aio", no_argument, NULL, 'k' },
     { "aio", required_argument, NULL, 'i' }, { "trace", required_argument, NULL, 'T' },
-    { "backing-urls", required_argument, NULL, 'B' },
+    { "backing-urls", required_argument, NULL, 'B' }, { "object", required_argument, NULL, 'O' },
     { "force-share", no_argument, NULL, 'U' }, { "image-opts", no_argument, NULL, 'o' },
     { "help", no_argument, NULL, 'h' }, { "version", no_argument, NULL, 'V' },
     { NULL, 0, NULL, 0 },
@@ -677,6 +677,7 @@ static void io_usage(void)
            "  -t, --cache MODE     none, writeback, writethrough, directsync, unsafe\n"
            "  -d, --discard MODE   ignore or unmap (default)\n"
            "  -U, --force-share    take no locks\n"
+           "      --object OBJDEF  an object such as a secret\n"
            "      --backing-urls LIST  protocols that names inside images may use\n"
            "  -m, -k, -i MODE, -T TRACE  accepted, without effect\n"
            "  -h, --help           this\n"
@@ -687,6 +688,17 @@ static void io_usage(void)
 static bool io_is_aio_mode(const char *s)
 {
     return !strcmp(s, "threads") || !strcmp(s, "native") || !strcmp(s, "io_uring");
+}
+
+static bool io_object(const char *text)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+
+    if (blk_object_add(text, &e)) {
+        fprintf(stderr, "%s: %s\n%s%s", blk_program, e.text, e.hint, *e.hint ? "\n" : "");
+        return false;
+    }
+    return true;
 }
 
 struct io_main {
@@ -706,6 +718,10 @@ static int io_options(struct io_main *m, struct shell *sh, int argc, char **argv
         case 'c': m->cmds[m->ncmds++] = optarg; break;
         case 'f': m->open.format = optarg; break;
         case 'o': m->image_opts = true; break;
+        case 'O':
+            if (!io_object(optarg))
+                return 2;
+            break;
         case 'B': sh->backing_urls = optarg; break;
         case 'C':
             fprintf(stderr, "%s: copy-on-read is not supported\n", blk_program);

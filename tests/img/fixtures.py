@@ -62,6 +62,24 @@ ALL = {
                           'img snapshot -c another snap.qcow2']),
     'nul.qcow2':    ([], ['img create -q -f qcow2 nul.qcow2 1M', 'io nul.qcow2 write -z 64k 64k; '
                           'write 0 64k; write -z -u 192k 64k']),
+    # encrypted: the password is abc, the second one def
+    'x.luks':       (['raw.img'], ['img convert --object secret,id=s,data=abc -O luks -o '
+                                   'key-secret=s,iter-time=10 raw.img x.luks']),
+    'cbc.luks':     (['raw.img'], ['img convert --object secret,id=s,data=abc -O luks -o '
+                                   'key-secret=s,iter-time=10,cipher-alg=twofish-128,'
+                                   'cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=md5,'
+                                   'hash-alg=sha512 raw.img cbc.luks']),
+    'two.luks':     ([], ['img create -q --object secret,id=s,data=abc -f luks -o '
+                          'key-secret=s,iter-time=10 two.luks 1M',
+                          'img amend --object secret,id=s,data=abc --object secret,id=t,data=def '
+                          '--image-opts driver=luks,file.filename=two.luks,key-secret=s '
+                          '-o state=active,new-secret=t,keyslot=5,iter-time=10']),
+    'l.qcow2':      (['raw.img'], ['img convert --object secret,id=s,data=abc -O qcow2 -o '
+                                   'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 '
+                                   'raw.img l.qcow2']),
+    'aes.qcow2':    (['raw.img'], ['img convert --object secret,id=s,data=abc -O qcow2 -o '
+                                   'encrypt.format=aes,encrypt.key-secret=s raw.img aes.qcow2']),
+    'onl.qcow2':    (['l.qcow2', 'raw.img'], ['img create -q -f qcow2 -b l.qcow2 -F qcow2 onl.qcow2']),
     # overlays to commit, rebase and take snapshots of
     'snapbase.qcow2': ([], ['img create -q -f qcow2 snapbase.qcow2 1M',
                             'io snapbase.qcow2 write -P 1 0 300k', 'img snapshot -c small snapbase.qcow2',
