@@ -476,6 +476,7 @@ struct blk_info {
     uint64_t cluster_size;          /* 0: none */
     bool dirty, corrupt, encrypted, compressed;
     bool bare;                      /* only a size is known, not even whether it is dirty */
+    bool needs_compressed;          /* can only be written in compressed clusters */
     char *backing_name;             /* as in the image; NULL: none. malloc'd */
     char *backing_full;             /* resolved against the image's own path */
     char *backing_format;

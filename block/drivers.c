@@ -13,6 +13,7 @@
 
 extern const struct blk_driver blk_raw, blk_qcow2, blk_fault, blk_delay, blk_logwrites;
 extern const struct blk_driver blk_luks, blk_vhdx, blk_vdi, blk_vpc, blk_parallels;
+extern const struct blk_driver blk_vmdk;
 extern const struct blk_driver blk_file_driver, blk_host_device, blk_mem;
 
 const struct blk_driver *const blk_drivers[] = {
@@ -20,6 +21,7 @@ const struct blk_driver *const blk_drivers[] = {
     &blk_qcow2,
     &blk_vdi,
     &blk_vhdx,
+    &blk_vmdk,
     &blk_vpc,
     &blk_parallels,
     &blk_luks,

@@ -61,7 +61,7 @@ struct extent {
 static void extent_at(const struct blockmap *m, const struct bm_page *p, uint64_t off,
                       uint64_t len, struct extent *x)
 {
-    uint64_t block = off / m->block_size, in = off % m->block_size;
+    uint64_t block = bm_block(m, off), in = bm_in_block(m, off);
     uint64_t page = bm_page_of(m, block), got = m->block_size - in, next;
 
     x->v = bm_value(m, p, block);
@@ -87,7 +87,7 @@ static int bad_entry(struct blockmap *m, uint64_t off)
         m->reported = true;
         blk_report("%s: block map entry %llu is invalid (guest offset %#llx); further such "
                    "errors are not reported", m->n->shown,
-                   (unsigned long long)(off / m->block_size), (unsigned long long)off);
+                   (unsigned long long)(bm_block(m, off)), (unsigned long long)off);
     }
     return -EIO;
 }
@@ -98,11 +98,12 @@ static bool fast_read(struct blockmap *m, struct blk_req *req)
 {
     struct bm_page *p;
     struct extent x;
-    if (!bm_page_peek(m, req->offset / m->block_size, &p)) {
+    if (!bm_page_peek(m, bm_block(m, req->offset), &p)) {
         return false;
     }
     extent_at(m, p, req->offset, req->length, &x);
-    if (x.len < req->length || bm_is_special(x.v) || x.v == BM_BAD) {
+    if (x.len < req->length || bm_is_special(x.v) || x.v == BM_BAD ||
+        (x.v == BM_ABSENT && m->absent_err)) {
         return false;
     }
     if (bm_is_data(x.v)) {
@@ -128,7 +129,7 @@ static bool all_touched(const struct blockmap *m, uint64_t first, uint64_t n)
 
 static bool fast_write(struct blockmap *m, struct blk_req *req)
 {
-    uint64_t first = req->offset / m->block_size;
+    uint64_t first = bm_block(m, req->offset);
     struct bm_page *p;
     struct extent x;
     if (!bm_page_peek(m, first, &p)) {
@@ -148,6 +149,9 @@ static bool fast_write(struct blockmap *m, struct blk_req *req)
 static int read_backing(struct blockmap *m, const struct iovec *iov, int cnt, uint64_t off,
                         uint64_t pos, uint64_t len)
 {
+    if (m->absent_err) {
+        return m->absent_err;
+    }
     if (!m->n->backing || off >= m->n->backing->size) {
         blk_iov_zero(iov, cnt, pos, len);
         return 0;
@@ -168,7 +172,7 @@ static int read_piece(struct blockmap *m, struct blk_parts *parts, const struct 
     uint64_t off = req->offset + pos;
     struct bm_page *p;
     struct extent x;
-    int err = bm_page_get(m, off / m->block_size, &p);
+    int err = bm_page_get(m, bm_block(m, off), &p);
 
     if (err) {
         return err;
@@ -182,7 +186,7 @@ static int read_piece(struct blockmap *m, struct blk_parts *parts, const struct 
         return bad_entry(m, off);
     }
     if (bm_is_special(x.v)) {
-        return m->ops->read_special(m, off / m->block_size, x.v, off % m->block_size, req->iov,
+        return m->ops->read_special(m, bm_block(m, off), x.v, bm_in_block(m, off), req->iov,
                                     req->iovcnt, pos, x.len);
     }
     if (x.v == BM_ABSENT) {
@@ -194,7 +198,7 @@ static int read_piece(struct blockmap *m, struct blk_parts *parts, const struct 
 
 static int read_fiber(struct blk_req *req)
 {
-    struct blockmap *m = bm_of(req->node);
+    struct blockmap *m = bm_of(req);
     struct blk_parts *parts = blk_parts_new(req->iov, req->iovcnt);
     uint64_t pos = 0;
     int err = parts ? 0 : -ENOMEM;
@@ -233,7 +237,7 @@ static int fill_copy(struct alloc *a, uint64_t off, uint64_t host, uint64_t len)
         uint64_t now = BLK_MIN(len, FILL_CHUNK);
         struct iovec iov = { buf, now };
         err = bm_is_special(a->old)
-                  ? m->ops->read_special(m, off / m->block_size, a->old, off % m->block_size,
+                  ? m->ops->read_special(m, bm_block(m, off), a->old, bm_in_block(m, off),
                                          &iov, 1, 0, now)
                   : read_backing(m, &iov, 1, off, 0, now);
         if (!err && !(a->fresh && blk_is_zero(buf, now))) {
@@ -252,7 +256,7 @@ static int fill(struct alloc *a, uint64_t off, uint64_t host, uint64_t len)
     if (!len) {
         return 0;
     }
-    if (bm_is_special(a->old) || (a->old == BM_ABSENT && a->m->n->backing)) {
+    if (bm_is_special(a->old) || (a->old == BM_ABSENT && (a->m->n->backing || a->m->absent_err))) {
         return fill_copy(a, off, host, len);
     }
     return a->fresh ? 0 : co_write_zeroes(a->m->file, host, len, 0);
@@ -279,7 +283,7 @@ static int write_data(struct alloc *a, const struct blk_req *req, uint64_t pos, 
 static int alloc_write(struct alloc *a, const struct blk_req *req, uint64_t pos, uint64_t len)
 {
     struct blockmap *m = a->m;
-    uint64_t off = req->offset + pos, start = a->busy.first * m->block_size;
+    uint64_t off = req->offset + pos, start = m->base + a->busy.first * m->block_size;
     uint64_t bytes = (a->busy.end - a->busy.first) * m->block_size;
     uint64_t head = off - start, tail = bytes - head - len;
     int err = m->ops->prepare ? m->ops->prepare(m, a->busy.first, a->host) : 0;
@@ -306,7 +310,7 @@ static int alloc_publish(struct alloc *a)
 static int write_allocating(struct blockmap *m, const struct blk_req *req, uint64_t pos,
                             const struct extent *x, uint64_t *done)
 {
-    uint64_t off = req->offset + pos, first = off / m->block_size;
+    uint64_t off = req->offset + pos, first = bm_block(m, off);
     uint64_t n = m->lead || m->ops->prepare ? 1 : BLK_MIN(x->blocks, ALLOC_MAX / m->block_size);
     struct alloc a = { .m = m, .old = x->v };
     int err;
@@ -323,7 +327,7 @@ static int write_allocating(struct blockmap *m, const struct blk_req *req, uint6
     }
     if (!err) {
         a.busy.end = first + n;
-        *done = BLK_MIN(x->len, (first + n) * m->block_size - off);
+        *done = BLK_MIN(x->len, m->base + (first + n) * m->block_size - off);
         err = alloc_write(&a, req, pos, *done);
         err = err ? err : alloc_publish(&a);
         if (err) {
@@ -348,7 +352,7 @@ static int touch_block(struct blockmap *m, uint64_t block, uint64_t host)
 static int write_piece(struct blockmap *m, struct blk_parts *parts, const struct blk_req *req,
                        uint64_t pos, uint64_t *done)
 {
-    uint64_t off = req->offset + pos, first = off / m->block_size;
+    uint64_t off = req->offset + pos, first = bm_block(m, off);
     struct bm_page *p;
     struct extent x;
     int err = bm_page_get(m, first, &p);
@@ -368,10 +372,10 @@ static int write_piece(struct blockmap *m, struct blk_parts *parts, const struct
         return write_allocating(m, req, pos, &x, done);
     }
     if (!all_touched(m, first, 1)) {
-        return touch_block(m, first, x.v - off % m->block_size);
+        return touch_block(m, first, x.v - bm_in_block(m, off));
     }
     if (!all_touched(m, first, x.blocks)) {
-        x.len = BLK_MIN(x.len, m->block_size - off % m->block_size);
+        x.len = BLK_MIN(x.len, m->block_size - bm_in_block(m, off));
     }
     *done = x.len;
     return blk_parts_add(parts, m->file, BLK_WRITE, x.v, pos, x.len);
@@ -379,7 +383,7 @@ static int write_piece(struct blockmap *m, struct blk_parts *parts, const struct
 
 static int write_fiber(struct blk_req *req)
 {
-    struct blockmap *m = bm_of(req->node);
+    struct blockmap *m = bm_of(req);
     struct blk_parts *parts;
     uint64_t pos = 0;
     int err;
@@ -396,7 +400,7 @@ static int write_fiber(struct blk_req *req)
     }
     int end = blk_parts_end(parts);
     err = err ? err : end;
-    return err || m->dirty_bytes <= BM_CACHE / 2 ? err : blockmap_flush(m);
+    return err || m->dirty_bytes <= m->cache / 2 ? err : blockmap_flush(m);
 }
 
 /* ---- zeroes and discards ---------------------------------------------------------------------------- */
@@ -423,8 +427,8 @@ static int clear_blocks(struct blockmap *m, uint64_t first, uint64_t end, uint64
 
 static int clear_range(struct blockmap *m, const struct blk_req *req, uint64_t v)
 {
-    uint64_t b = req->offset / m->block_size;
-    uint64_t end = (req->offset + req->length + m->block_size - 1) / m->block_size;
+    uint64_t b = bm_block(m, req->offset);
+    uint64_t end = bm_block(m, req->offset + req->length - 1) + 1;
     int err = 0;
 
     while (!err && b < end) {
@@ -438,13 +442,13 @@ static int clear_range(struct blockmap *m, const struct blk_req *req, uint64_t v
         busy_leave(m, &busy);
         b = busy.end;
     }
-    return err || m->dirty_bytes <= BM_CACHE / 2 ? err : blockmap_flush(m);
+    return err || m->dirty_bytes <= m->cache / 2 ? err : blockmap_flush(m);
 }
 
 /* The core cuts at whole blocks; only at the node's end is one partial. */
 static int zero_fiber(struct blk_req *req)
 {
-    struct blockmap *m = bm_of(req->node);
+    struct blockmap *m = bm_of(req);
     if (m->zero_marks) {
         return clear_range(m, req, BM_ZERO);
     }
@@ -453,7 +457,7 @@ static int zero_fiber(struct blk_req *req)
 
 static int discard_fiber(struct blk_req *req)
 {
-    struct blockmap *m = bm_of(req->node);
+    struct blockmap *m = bm_of(req);
     if (m->n->backing && !m->zero_marks) {
         return 0;                   /* what lies below must not show */
     }
@@ -462,11 +466,12 @@ static int discard_fiber(struct blk_req *req)
 
 static int flush_fiber(struct blk_req *req)
 {
-    return blockmap_flush(bm_of(req->node));
+    return blockmap_flush(bm_of(req));
 }
 
 void blockmap_submit(struct blockmap *m, struct blk_req *req)
 {
+    req->drv[0] = (uint64_t)(uintptr_t)m;
     switch (req->op) {
     case BLK_READ:
         if (!fast_read(m, req)) {
@@ -514,7 +519,7 @@ int blockmap_status(struct blockmap *m, uint64_t off, uint64_t len, struct blk_s
     while (at < end) {
         struct bm_page *p;
         struct extent x;
-        int err = bm_page_get(m, at / m->block_size, &p);
+        int err = bm_page_get(m, bm_block(m, at), &p);
         if (!err) {
             extent_at(m, p, at, end - at, &x);
             err = x.v == BM_BAD ? bad_entry(m, at) : 0;

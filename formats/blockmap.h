@@ -54,6 +54,7 @@ struct bm_piece {
     uint64_t offset;                /* in the file */
     const void *buf;
     size_t len;
+    uint64_t page;                  /* which one it is of */
 };
 
 struct blockmap_ops {
@@ -109,6 +110,8 @@ struct blockmap {
     struct blk_node *n;             /* the format's node; its backing node is used */
     struct blk_node *file;          /* where data and table are */
     const struct blockmap_ops *ops;
+    uint64_t base;                  /* guest offset of block 0: a node may have several maps,
+                                       then its submit() cuts requests at their ends */
     uint64_t blocks;                /* entries that map guest blocks */
     uint32_t block_size;            /* any multiple of 512 */
     uint32_t entry_size;            /* 4 or 8 */
@@ -118,6 +121,8 @@ struct blockmap {
     uint64_t data_start, data_end;  /* where blocks may lie; data_end 0: anywhere */
     uint32_t lead;                  /* bytes in front of each new block (prepare()) */
     uint64_t next;                  /* where the next new block goes, lead included */
+    size_t cache;                   /* bytes of table in memory; 0: BM_CACHE */
+    int absent_err;                 /* not 0: what reading absent blocks ends in */
     bool absent_is_zero;            /* status says ZERO for absent blocks */
     bool holes;                     /* status looks for holes in the file's data */
     bool zero_marks;                /* encode() knows BM_ZERO: zeroes are marked so */

@@ -17,10 +17,20 @@ struct bm_page {
     uint8_t raw[];
 };
 
-/* A format's state begins with its block map. */
-static inline struct blockmap *bm_of(struct blk_node *n)
+/* The map that blockmap_submit() was called for. */
+static inline struct blockmap *bm_of(const struct blk_req *req)
 {
-    return n->state;
+    return (struct blockmap *)(uintptr_t)req->drv[0];
+}
+
+static inline uint64_t bm_block(const struct blockmap *m, uint64_t off)
+{
+    return (off - m->base) / m->block_size;
+}
+
+static inline uint64_t bm_in_block(const struct blockmap *m, uint64_t off)
+{
+    return (off - m->base) % m->block_size;
 }
 
 static inline uint64_t bm_slot(const struct blockmap *m, uint64_t block)

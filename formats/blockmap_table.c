@@ -35,6 +35,7 @@ int blockmap_init(struct blockmap *m, struct blk_error *e)
     assert(m->block_size && m->block_size % 512 == 0 && (m->entry_size == 4 || m->entry_size == 8));
     m->per_page = m->per_page ? m->per_page : BM_PAGE_BYTES / m->entry_size;
     m->slots = m->slots ? m->slots : m->blocks;
+    m->cache = m->cache ? m->cache : BM_CACHE;
     m->npages = m->slots / m->per_page + !!(m->slots % m->per_page);
     m->fresh_from = m->file->starts_as_zeros ? m->file->size : UINT64_MAX;
     if (m->npages > BM_PAGES_MAX) {
@@ -95,7 +96,7 @@ static void drop_page(struct blockmap *m, size_t at)
 /* The clock: what was not used since the hand came by goes. */
 static void make_room(struct blockmap *m, size_t len)
 {
-    for (size_t n = 2 * m->ncached; n && m->ncached && m->cached_bytes + len > BM_CACHE; n--) {
+    for (size_t n = 2 * m->ncached; n && m->ncached && m->cached_bytes + len > m->cache; n--) {
         m->hand = m->hand < m->ncached ? m->hand : 0;
         struct bm_page *p = m->cached[m->hand];
         if (p->loading || p->pins || p->dirty_end || p->used) {
@@ -345,7 +346,7 @@ static int take_page(struct batch *b, struct bm_page *p)
         return -ENOMEM;
     }
     memcpy(copy, p->raw + (from - p->offset), (size_t)(end - from));
-    b->piece[b->n] = (struct bm_piece){ from, copy, (size_t)(end - from) };
+    b->piece[b->n] = (struct bm_piece){ from, copy, (size_t)(end - from), p->index };
     b->page[b->n++] = p;
     p->pins++;
     return 0;

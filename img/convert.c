@@ -451,6 +451,7 @@ static int measure_target(struct args *a)
     if (info.cluster_size <= CONVERT_BUF_MIN && !(info.cluster_size & (info.cluster_size - 1))) {
         c->cluster = (uint32_t)info.cluster_size;
     }
+    c->compress = c->compress || info.needs_compressed;
     blk_info_free(&info);
     if (c->compress && !c->cluster) {
         img_error("invalid cluster size");

@@ -30,6 +30,8 @@ CASES = [
     ("vhdx, 1 MiB blocks", "vhdx", "block_size=1M", 12 << 20, 150),
     ("vhdx, 1 MiB blocks not marked as zeros", "vhdx", "block_size=1M,block_state_zero=off",
      12 << 20, 150),
+    ("vmdk, sparse", "vmdk", "subformat=monolithicSparse", 4 << 20, 300),
+    ("vmdk, sparse with zero grains", "vmdk", "zeroed_grain=on", 4 << 20, 300),
 ]
 
 

@@ -112,3 +112,44 @@ def entry(descs, sequence=1, tail=0, guid=b"\x11" * 16, flushed=0, last=0, lengt
                      len(head) + len(data) if length is None else length, tail, sequence,
                      len(descs), 0, guid, flushed, last)
     return sealed(bytes(head) + data)
+
+
+# Where each 4 KiB page of the fuzz harness's input lies in the image (tests/fuzz/vhdx.c).
+PAGES = (0x10000, 0x20000, 0x30000, BAT_AT, META_AT, META_AT + 0x10000, LOG_AT, LOG_AT + 0x1000,
+         LOG_AT + 0x2000, LOG_AT + 0x80000, LOG_AT + 0x81000, LOG_AT + 0x82000)
+
+
+def packed(bat=(), log=(), guid=bytes(16), size=8 << 20, flags=0):
+    """The pages of a small image; checksums of headers and regions are the harness's."""
+    page = {at: bytearray(4096) for at in PAGES}
+    for i in (0, 1):
+        struct.pack_into("<4sIQ16s16s16sHHIQ", page[HEADERS[i]], 0, b"head", 0, 5 + i, b"f" * 16,
+                         b"d" * 16, guid, 0, 1, LOG_LEN, LOG_AT)
+    struct.pack_into("<4sIII16sQII16sQII", page[REGIONS[0]], 0, b"regi", 0, 2, 0,
+                     bytes.fromhex("6677c22d23f600429d64115e9bfd4a08"), BAT_AT, 1 << 20, 1,
+                     bytes.fromhex("06a27c8b90479a4bb8fe575f050f886e"), META_AT, 1 << 20, 1)
+    struct.pack_into("<8sHH", page[META_AT], 0, b"metadata", 0, 5)
+    at = 0x10000
+    for i, (name, value) in enumerate((
+            ("params", struct.pack("<II", BLOCK, flags)), ("size", struct.pack("<Q", size)),
+            ("page83", b"p" * 16), ("logical", struct.pack("<I", 512)),
+            ("physical", struct.pack("<I", 512)))):
+        struct.pack_into("<16sIII", page[META_AT], 32 + 32 * i, GUID[name], at, len(value), 4)
+        page[META_AT + 0x10000][at - 0x10000:at - 0x10000 + len(value)] = value
+        at += len(value)
+    struct.pack_into("<%dQ" % len(bat), page[BAT_AT], 0, *bat)
+    for at, data in log:
+        for k in range(0, len(data), 4096):
+            page[LOG_AT + at + k][:] = data[k:k + 4096]
+    return b"".join(bytes(page[at]) for at in PAGES)
+
+
+def seeds():
+    yield "empty", packed()
+    yield "blocks", packed(bat=((4 << 20) | 6, 2, (5 << 20) | 6, 5, 1))
+    yield "states", packed(bat=(0, 1, 2, 3, 4, 5, 7, (4 << 20) | 7))
+    log = entry([(BAT_AT, struct.pack("<Q", (4 << 20) | 6).ljust(4096, b"\0"))], flushed=4 << 20,
+                last=6 << 20)
+    zero = entry([(BAT_AT, 8192), (META_AT + 0x20000, bytes(4096))], sequence=2, tail=0x80000)
+    yield "log", packed(log=((0, log),), guid=b"\x11" * 16)
+    yield "logs", packed(log=((0, log), (0x80000, zero)), guid=b"\x11" * 16)

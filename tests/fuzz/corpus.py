@@ -8,6 +8,8 @@ sys.path.insert(0, os.path.join(HERE, "..", "qcow2"))
 sys.path.insert(0, os.path.join(HERE, "..", "formats"))
 import qcow2img as q                                            # noqa: E402
 import smallimg                                                 # noqa: E402
+import vhdximg                                                  # noqa: E402
+import vmdkimg                                                  # noqa: E402
 
 
 def seeds():
@@ -39,7 +41,8 @@ def make(fmt, directory):
     if fmt == "qcow2":
         return [img.save(os.path.join(directory, name + ".qcow2")) for name, img in seeds()]
     paths = []
-    for name, data in smallimg.seeds(fmt):
+    own = {"vmdk": vmdkimg.seeds, "vhdx": vhdximg.seeds}.get(fmt)
+    for name, data in own() if own else smallimg.seeds(fmt):
         paths.append(os.path.join(directory, "%s.%s" % (name, fmt)))
         with open(paths[-1], "wb") as f:
             f.write(data)

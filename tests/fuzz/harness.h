@@ -6,6 +6,8 @@
  *
  * FUZZ_HEADER: bytes of the header, which is changed more often than the rest.
  * FUZZ_LITTLE: numbers are little endian.
+ * FUZZ_LOAD(node, data, size), FUZZ_SIZE: how the bytes become an image of that size, where
+ * they are not that themselves.  Fiber.
  *
  * With clang's libFuzzer (make fuzz) LLVMFuzzerTestOneInput is called by that.  On
  * its own (tests/fuzz/corpus.t) it runs files once, and mutations of them:
@@ -58,7 +60,11 @@ static int load_fiber(void *arg)
 {
     struct ctx *c = arg;
 
+#ifdef FUZZ_LOAD
+    return FUZZ_LOAD(c->node, c->data, c->size);
+#else
     return co_write(c->node, 0, c->data, c->size, 0);
+#endif
 }
 
 static bool load(struct ctx *c)
@@ -66,7 +72,11 @@ static bool load(struct ctx *c)
     struct blk_opts *o = blk_opts_new();
     struct blk_error e = BLK_ERROR_INIT;
 
+#ifdef FUZZ_SIZE
+    blk_opts_setf(o, "size", "%u", FUZZ_SIZE);
+#else
     blk_opts_setf(o, "size", "%zu", c->size);
+#endif
     int ret = blk_create(c->loop, "raw", "mem:fuzz", o, &e);
     blk_opts_free(o);
     if (ret < 0 || !(c->node = open_as(c, "raw", BLK_O_RDWR)))

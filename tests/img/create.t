@@ -228,11 +228,6 @@ suite.table(r'''
         err| ^IMG: Objects of type 'secret' are not supported yet$
         status| 1
         files|
-    ~not-yet create -f vmdk x.vmdk 1M
-        out| ^$
-        err| ^IMG: x.vmdk: Unknown file format 'vmdk'$
-        status| 1
-        files|
 
     # what differs on purpose
     ~size-limit create x.img 9223372036854775807

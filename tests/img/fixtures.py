@@ -160,6 +160,27 @@ ALL = {
     'jsonbase.qcow2': (['a.qcow2'], [
         'img create -q -u -f qcow2 -b \'json:{"driver":"qcow2","file.filename":"a.qcow2"}\' '
         '-F qcow2 jsonbase.qcow2 1M']),
+    # other formats
+    'sparse.vmdk':  ([], ['img create -q -f vmdk sparse.vmdk 3M', 'io sparse.vmdk write -P 1 0 70k; '
+                          'write -P 2 1M 300k; write -z 2M 64k']),
+    'zeros.vmdk':   ([], ['img create -q -f vmdk -o zeroed_grain=on zeros.vmdk 3M',
+                          'io zeros.vmdk write -P 1 0 200k; write -z 64k 64k']),
+    'flat.vmdk':    (['flat-flat.vmdk'], ['img create -q -f vmdk -o subformat=monolithicFlat '
+                                          'flat.vmdk 3M', 'io flat.vmdk write -P 1 1M 64k']),
+    'flat-flat.vmdk': ([], []),         # made with flat.vmdk
+    'split.vmdk':   (['split-s001.vmdk', 'split-s002.vmdk'],
+                     ['img create -q -f vmdk -o subformat=twoGbMaxExtentSparse split.vmdk 3G',
+                      'io split.vmdk write -P 1 0 64k; write -P 2 2047M 2M']),
+    'split-s001.vmdk': ([], []),        # made with split.vmdk
+    'split-s002.vmdk': ([], []),
+    'stream.vmdk':  (['raw.img'], ['img convert -O vmdk -o subformat=streamOptimized raw.img '
+                                   'stream.vmdk']),
+    'top.vmdk':     (['sparse.vmdk'], ['img create -q -f vmdk -b sparse.vmdk -F vmdk top.vmdk',
+                                       'io top.vmdk write -P 3 64k 64k']),
+    'dynamic.vhdx': ([], ['img create -q -f vhdx -o block_size=1M dynamic.vhdx 5M',
+                          'io dynamic.vhdx write -P 1 0 70k; write -P 2 3M 1M']),
+    'fixed.vhdx':   ([], ['img create -q -f vhdx -o subformat=fixed,block_state_zero=off '
+                          'fixed.vhdx 3M', 'io fixed.vhdx write -P 1 1M 64k']),
     # not images
     'text.txt':     ([], ['text text.txt 33 hello']),
     'folder/x':     ([], ['text folder/x 3 x']),
@@ -173,6 +194,9 @@ ALL = {
                          ['img create -q -f qcow2 -b readonly.qcow2 -F qcow2 onreadonly.qcow2']),
     'secret.img':   ([], ['text secret.img 65536 sec', 'mode secret.img 0']),
 }
+
+
+OTHER_FORMATS = ('vmdk', 'vhdx')
 
 
 def step_text(path, size, pattern):
@@ -266,8 +290,9 @@ def run_step(step, tools):
         words = []
         for command in commands.split('; '):
             words += ['-c', command]
-        run_tool(os.path.join(tools, 'qemu-io'), ['-f', 'qcow2' if 'qcow2' in path else 'raw']
-                 + words + [path])
+        ending = path.rsplit('.', 1)[-1]
+        form = 'qcow2' if 'qcow2' in path else ending if ending in OTHER_FORMATS else 'raw'
+        run_tool(os.path.join(tools, 'qemu-io'), ['-f', form] + words + [path])
     else:
         STEPS[kind](*shlex.split(rest))
 

@@ -522,6 +522,11 @@ SCRIBBLE_AS(vhdx, "vhdx", "block_size=1M", 1 << 20, 24 * MIB + 512, 3 << 20, 10,
 SCRIBBLE_AS(vhdx_fixed, "vhdx", "subformat=fixed,block_size=2M,block_state_zero=off", 2 << 20,
             23 * MIB + 512, 3 << 20, 40, 0)
 SCRIBBLE_AS(vhdx_direct, "vhdx", "block_size=1M", 1 << 20, 9 * MIB + 512, 2 << 20, 40, BLK_O_DIRECT)
+SCRIBBLE_AS(vmdk, "vmdk", NULL, 65536, 24 * MIB + 512, 600000, 5, 0)
+SCRIBBLE_AS(vmdk_zero_grains, "vmdk", "zeroed_grain=on", 65536, 24 * MIB + 512, 600000, 10, 0)
+SCRIBBLE_AS(vmdk_flat, "vmdk", "subformat=monolithicFlat", 65536, 24 * MIB + 512, 600000, 40, 0)
+SCRIBBLE_AS(vmdk_split, "vmdk", "subformat=twoGbMaxExtentSparse", 65536, 24 * MIB + 512, 600000, 40, 0)
+SCRIBBLE_AS(vmdk_direct, "vmdk", NULL, 65536, 9 * MIB + 512, 600000, 40, BLK_O_DIRECT)
 SCRIBBLE_AS(vdi_direct, "vdi", NULL, 1 << 20, 9 * MIB + 512, 2 << 20, 40, BLK_O_DIRECT)
 SCRIBBLE_AS(vpc, "vpc", "force_size=on", 2 << 20, 31 * MIB + 512, 3 << 20, 25, 0)
 SCRIBBLE_AS(vpc_fixed, "vpc", "force_size=on,subformat=fixed", 2 << 20, 9 * MIB + 512, 3 << 20,
@@ -547,6 +552,11 @@ int main(void)
         cmocka_unit_test(vdi),
         cmocka_unit_test(vdi_static),
         cmocka_unit_test(vdi_direct),
+        cmocka_unit_test(vmdk),
+        cmocka_unit_test(vmdk_zero_grains),
+        cmocka_unit_test(vmdk_flat),
+        cmocka_unit_test(vmdk_split),
+        cmocka_unit_test(vmdk_direct),
         cmocka_unit_test(vhdx),
         cmocka_unit_test(vhdx_fixed),
         cmocka_unit_test(vhdx_direct),
