@@ -768,6 +768,6 @@ const struct img_command img_convert = {
         "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     define an object (eg encryption key)\n"
         "  SRC_FILENAME\n     source image file name; several are put end to end\n"
-        "  TGT_FILENAME\n     target image file name; \"-\": standard output, raw or qcow2, for a pipe\n",
+        "  TGT_FILENAME\n     target image file name; \"-\": standard output, raw, qcow2 or\n     streamOptimized vmdk, for a pipe\n",
     .main = convert_main,
 };

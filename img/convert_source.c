@@ -262,7 +262,7 @@ int convert_map_sources(const struct convert *c, uint64_t at, bool *data, uint64
     }
     err = co_status_above(s->node, NULL, off, BLK_MIN(left, blk_size(s->node) - off), &st);
     if (!err) {
-        *data = !(st.flags & BLK_ST_ZERO);
+        *data = !(st.flags & (BLK_ST_ZERO | BLK_ST_READS_ZERO));
         *len = st.length;
     }
     return err;

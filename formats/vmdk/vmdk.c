@@ -529,4 +529,5 @@ const struct blk_driver blk_vmdk = {
     .check = vmdk_check,
     .create_check = vmdk_create_check,
     .create = vmdk_create,
+    .stream = vmdk_stream,
 };

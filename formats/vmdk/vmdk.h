@@ -129,6 +129,7 @@ void vmdk_header_build(const struct vmdk_create *c, const struct vmdk_layout *l,
                        uint8_t *h);
 int vmdk_add_line(struct vmdk_create *c, uint64_t size, const char *name, size_t len);
 char *vmdk_describe(const struct vmdk_create *c);      /* malloc'd; NULL: no memory */
+int vmdk_stream(struct blk_opts *o, const struct blk_stream *s, struct blk_error *e);
 int vmdk_create_check(struct blk_opts *o, struct blk_error *e);
 int vmdk_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
                 struct blk_error *e);

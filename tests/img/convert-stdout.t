@@ -69,6 +69,17 @@ ok(os.path.getsize('out.qcow2') <= os.path.getsize('file.qcow2') + 2 * 65536,
 run('-c', 'write -P 5 1M 3M', 'out.qcow2', program=IO)
 ok(run('check', 'out.qcow2', program=QEMU_IMG).returncode == 0, 'it can be written to')
 
+for options, source in (('subformat=streamOptimized', 'src.raw'),
+                        ('subformat=streamOptimized,adapter_type=lsilogic', 'file.qcow2')):
+    p = piped('out.vmdk', '-O', 'vmdk', '-o', options, source)
+    ok(p.returncode == 0 and p.stderr == b'', 'vmdk with %s from %s' % (options, source), p)
+    ok(run('check', 'out.vmdk', program=QEMU_IMG).returncode == 0 and
+       run('compare', '-f', 'raw', 'src.raw', 'out.vmdk', program=QEMU_IMG).returncode == 0 and
+       run('compare', '-f', 'raw', 'src.raw', 'out.vmdk').returncode == 0,
+       '... and the content is right')
+p = run('convert', '-O', 'vmdk', 'src.raw', '-', status=1)
+ok('Only subformat=streamOptimized' in p.stderr and p.stdout == '', 'vmdk otherwise: refused', p)
+
 p = piped('out.raw', '-O', 'raw', 'file.qcow2')
 ok(p.returncode == 0 and open('out.raw', 'rb').read() == open('src.raw', 'rb').read(), 'raw', p)
 run('create', '-q', '-f', 'qcow2', '-b', 'file.qcow2', '-F', 'qcow2', 'top.qcow2')
