@@ -71,7 +71,8 @@ static int create_storage(struct create_args *a, bool whole_size)
 
     for (size_t i = 0; blk_opts_at(a->o, i, &key, &value); i++) {
         bool mine = !strcmp(key, "size") ||
-                    (!strcmp(key, "preallocation") && a->fmt && option_known(a->fmt->create_opts, key));
+                    (!strcmp(key, "preallocation") &&
+                     (!a->fmt || option_known(a->fmt->create_opts, key)));
         if ((mine && whole_size) || (!mine && option_known(a->proto->create_opts, key))) {
             blk_opts_set(po, key, value);
         }
@@ -91,22 +92,35 @@ static int open_storage(struct create_args *a, struct blk_node **file)
     struct blk_opts *fo = blk_opts_new();
     int err = blk_open_protocol(a->l, a->filename, fo, BLK_O_RDWR | BLK_O_RESIZE, file, a->e);
     blk_opts_free(fo);
-    if (!err && (err = blk_lock_storage(*file, true, a->e))) {
+    if (!err && (err = blk_lock_storage(*file, BLK_LOCK_FORMAT, a->e))) {
         blk_close(*file, NULL);
         *file = NULL;
     }
     return err;
 }
 
+int blk_create_file(struct blk_loop *l, const char *name, struct blk_opts *o,
+                    struct blk_node **out, struct blk_error *e)
+{
+    struct create_args a = { .l = l, .proto = blk_driver_for_name(name, e), .filename = name,
+                             .o = o, .e = e };
+    if (!a.proto) {
+        return -EINVAL;
+    }
+    if (!a.proto->create_opts) {
+        return blk_err(e, ENOTSUP, "Protocol driver '%s' does not support image creation",
+                       a.proto->name);
+    }
+    int err = create_storage(&a, false);
+    return err ? err : open_storage(&a, out);
+}
+
 int blk_create_more(struct blk_node *file, const char *name, struct blk_opts *o,
                     struct blk_node **out, struct blk_error *e)
 {
     char *full = blk_resolve_name(file->filename, name);
-    struct create_args a = { .l = file->loop, .proto = file->drv, .filename = full, .o = o,
-                             .e = e };
-    int err = full ? create_storage(&a, false) : -ENOMEM;
+    int err = full ? blk_create_file(file->loop, full, o, out, e) : -ENOMEM;
 
-    err = err ? err : open_storage(&a, out);
     free(full);
     return err;
 }

@@ -20,6 +20,10 @@
 
 struct blk_driver;
 
+/* What a locked file is to the format above: the data of a raw image, which others may
+ * write; guest data that a format places; a format's own metadata. */
+enum blk_lock_use { BLK_LOCK_RAW, BLK_LOCK_DATA, BLK_LOCK_FORMAT };
+
 /* Further storage of an image that is more than one file: an extent. */
 struct blk_child {
     char name[24];                  /* as QEMU calls it: "extents.0" */
@@ -92,9 +96,9 @@ struct blk_driver {
     int (*open)(struct blk_node *n, struct blk_opts *o, struct blk_error *e);
     /* Fiber; protocols; NULL: no locks there.  Take the image locks that n->oflags
      * ask for.  The core calls it after the probe and before the open() of the format
-     * above, once more for each layer of filters; format: that keeps metadata in it,
-     * so others must not write even if the user does not mind (raw does not care). */
-    int (*lock)(struct blk_node *n, bool format, struct blk_error *e);
+     * above, once more for each layer of filters; a format's metadata others must not
+     * write even if the user does not mind. */
+    int (*lock)(struct blk_node *n, enum blk_lock_use use, struct blk_error *e);
     /* Fiber; after a drain.  Write back, release. Error: what was lost. */
     int (*close)(struct blk_node *n, struct blk_error *e);
 
@@ -194,17 +198,21 @@ void blk_filter_inherit(struct blk_node *n);
 /* ---- opening children ------------------------------------------------------- */
 
 /* Fiber. Open a file named inside n's image (external data file): plain paths
- * only unless allowed, relative to n's own file; raw, n's own flags. */
+ * only unless allowed, as they are (QEMU resolves them against the working
+ * directory, not against n's own file); raw, n's own flags.  Not n's own storage. */
 int blk_open_data_file(struct blk_node *n, const char *name, struct blk_opts *o,
                        struct blk_error *e);
-/* Fiber. The same for one more file of the image, added to n->more as "PREFIX.I";
- * o: what the user said about it, or empty. */
+/* Fiber. The same for one more file of the image, its name resolved against n's own,
+ * added to n->more as "PREFIX.I"; o: what the user said about it, or empty. */
 int blk_open_more(struct blk_node *n, const char *prefix, const char *name, struct blk_opts *o,
                   struct blk_error *e);
 /* Fiber, in create(): make one more file of the image that lies in file: name is
  * resolved against file's own, o is what create() was given.  Empty, open for
  * writing, the caller's to blk_close(). */
 int blk_create_more(struct blk_node *file, const char *name, struct blk_opts *o,
+                    struct blk_node **out, struct blk_error *e);
+/* Fiber, in create(): the same for a file whose name the user gave. */
+int blk_create_file(struct blk_loop *l, const char *name, struct blk_opts *o,
                     struct blk_node **out, struct blk_error *e);
 /* May a name found inside n's image be opened?  Plain paths always. */
 int blk_check_inner_name(const struct blk_node *n, const char *name, struct blk_error *e);

@@ -74,7 +74,7 @@ void blk_node_free(struct blk_node *n);
 
 /* open.c: the protocol node for a name or its options ("filename", "driver"). */
 /* Take the image locks of the protocol node at or below n. Fiber. */
-int blk_lock_storage(struct blk_node *n, bool format, struct blk_error *e);
+int blk_lock_storage(struct blk_node *n, enum blk_lock_use use, struct blk_error *e);
 int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts *o,
                       unsigned flags, struct blk_node **out, struct blk_error *e);
 

@@ -114,12 +114,12 @@ int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts 
     return 0;
 }
 
-int blk_lock_storage(struct blk_node *n, bool format, struct blk_error *e)
+int blk_lock_storage(struct blk_node *n, enum blk_lock_use use, struct blk_error *e)
 {
     while (n->file && !n->drv->protocol) {
         n = n->file;
     }
-    return n->drv->lock ? n->drv->lock(n, format, e) : 0;
+    return n->drv->lock ? n->drv->lock(n, use, e) : 0;
 }
 
 /* Where a layer goes: below which overlay, and what names inside it may say. */
@@ -220,6 +220,23 @@ static int open_format(struct blk_node *file, const struct blk_driver *drv, bool
     return 0;
 }
 
+static int open_layer(struct blk_loop *l, const char *filename, const char *format,
+                      struct blk_opts *o, unsigned flags, const struct layer_place *place,
+                      struct blk_node **out, struct blk_error *e);
+
+/* What a format lies on.  A filter may stand between:
+ * "file.driver=fault,file.file.filename=x". */
+static int open_storage(struct blk_loop *l, const char *filename, struct blk_opts *o,
+                        unsigned flags, const struct layer_place *place, struct blk_node **out,
+                        struct blk_error *e)
+{
+    const char *below = blk_opts_get(o, "driver");
+    const struct blk_driver *d = below ? blk_driver_find(below) : NULL;
+
+    return d && !d->protocol ? open_layer(l, filename, NULL, o, flags, place, out, e)
+                             : blk_open_protocol(l, filename, o, flags, out, e);
+}
+
 /* One layer without its backing file. o is used up. */
 static int open_layer(struct blk_loop *l, const char *filename, const char *format,
                       struct blk_opts *o, unsigned flags, const struct layer_place *place,
@@ -241,7 +258,7 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
     if (drv && drv->protocol) {
         err = blk_open_protocol(l, filename, o, flags, out, e);
         if (!err) {
-            err = blk_lock_storage(*out, false, e);
+            err = blk_lock_storage(*out, BLK_LOCK_RAW, e);
             if (err) {
                 blk_close(*out, NULL);
                 *out = NULL;
@@ -265,14 +282,7 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
         blk_opts_free(fo);
         return blk_err(e, EINVAL, "A block device must be specified for \"file\"");
     }
-    /* A filter may stand between: "file.driver=fault,file.file.filename=x". */
-    const char *below = blk_opts_get(fo, "driver");
-    const struct blk_driver *bd = below ? blk_driver_find(below) : NULL;
-    if (bd && !bd->protocol) {
-        err = open_layer(l, filename, NULL, fo, flags & ~ROOT_FLAGS, place, &file, e);
-    } else {
-        err = blk_open_protocol(l, filename, fo, flags & ~ROOT_FLAGS, &file, e);
-    }
+    err = open_storage(l, filename, fo, flags & ~ROOT_FLAGS, place, &file, e);
     blk_opts_free(fo);
     if (err) {
         return err;
@@ -288,7 +298,8 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
         err = check_loop(place->above, file, e);
     }
     if (!err) {
-        err = blk_lock_storage(file, !drv->filter && strcmp(drv->name, "raw"), e);
+        err = blk_lock_storage(file, drv->filter || !strcmp(drv->name, "raw") ? BLK_LOCK_RAW
+                                     : BLK_LOCK_FORMAT, e);
     }
     if (!err) {
         err = open_format(file, drv, guessed, o, flags, place->backing_urls, out, e);
@@ -504,25 +515,14 @@ int blk_open(struct blk_loop *l, const struct blk_open_args *a, struct blk_node 
     return blk_run(l, open_fiber, &oa);
 }
 
-/* Storage that n's image names, opened and locked. */
-static int open_named(struct blk_node *n, const char *name, struct blk_opts *o,
-                      struct blk_node **out, struct blk_error *e)
+/* Storage that n's image names, opened and locked. full NULL: o names it. */
+static int open_named(struct blk_node *n, const char *full, struct blk_opts *o,
+                      enum blk_lock_use use, struct blk_node **out, struct blk_error *e)
 {
-    char *full = NULL;
-    int err = 0;
+    struct layer_place place = { NULL, n->backing_urls };
+    int err = open_storage(n->loop, full, o, n->oflags & ~ROOT_FLAGS, &place, out, e);
 
-    if (name && !blk_opts_has(o, "filename")) {
-        err = blk_check_inner_name(n, name, e);
-        full = err ? NULL : blk_resolve_name(n->filename, name);
-        if (!err && !full) {
-            err = -ENOMEM;
-        }
-    }
-    if (!err) {
-        err = blk_open_protocol(n->loop, full, o, n->oflags & ~ROOT_FLAGS, out, e);
-    }
-    free(full);
-    if (!err && (err = blk_lock_storage(*out, true, e))) {
+    if (!err && (err = blk_lock_storage(*out, use, e))) {
         blk_close(*out, NULL);
         *out = NULL;
     }
@@ -532,7 +532,17 @@ static int open_named(struct blk_node *n, const char *name, struct blk_opts *o,
 int blk_open_data_file(struct blk_node *n, const char *name, struct blk_opts *o,
                        struct blk_error *e)
 {
-    return open_named(n, name, o, &n->data_file, e);
+    bool given = blk_opts_at(o, 0, NULL, NULL);
+    int err = given ? 0 : blk_check_inner_name(n, name, e);
+
+    if (err) {
+        blk_error_prefix(e, "Could not open the data file: ");
+    }
+    err = err ? err : open_named(n, given ? NULL : name, o, BLK_LOCK_DATA, &n->data_file, e);
+    if (!err && !strcmp(node_identity(n->data_file), node_identity(n->file))) {
+        err = blk_err(e, EINVAL, "'%.300s' is its own data file", n->shown);
+    }
+    return err;
 }
 
 int blk_open_more(struct blk_node *n, const char *prefix, const char *name, struct blk_opts *o,
@@ -546,7 +556,15 @@ int blk_open_more(struct blk_node *n, const char *prefix, const char *name, stru
     more += n->nmore;
     *more = (struct blk_child){ 0 };
     snprintf(more->name, sizeof(more->name), "%.8s.%u", prefix, n->nmore);
-    int err = open_named(n, name, o, &more->node, e);
+    char *full = NULL;
+    int err = 0;
+    if (name && !blk_opts_has(o, "filename")) {
+        err = blk_check_inner_name(n, name, e);
+        full = err ? NULL : blk_resolve_name(n->filename, name);
+        err = err || full ? err : -ENOMEM;
+    }
+    err = err ? err : open_named(n, full, o, BLK_LOCK_FORMAT, &more->node, e);
+    free(full);
     n->nmore += !err;
     return err;
 }

@@ -196,8 +196,9 @@ static int file_parse_locking(struct blk_opts *o, bool *out, struct blk_error *e
 }
 
 /* As QEMU does it: raw lets others write unless the user of the image objects,
- * formats do not; who only wants to know the size uses nothing. */
-static int file_take_locks(struct blk_node *n, bool format, struct blk_error *e)
+ * formats do not, nor change the size of what they lie on; who only wants to know
+ * the size uses nothing. */
+static int file_take_locks(struct blk_node *n, enum blk_lock_use use, struct blk_error *e)
 {
     const struct file_state *f = n->state;
     unsigned used = 0, unshared = 0;
@@ -208,10 +209,12 @@ static int file_take_locks(struct blk_node *n, bool format, struct blk_error *e)
         used |= FILE_PERM_READ;
         used |= f->writable ? FILE_PERM_WRITE : 0;
     }
-    if (f->writable && (format || n->oflags & BLK_O_RESIZE))
+    if (f->writable && (use != BLK_LOCK_RAW || n->oflags & BLK_O_RESIZE))
         used |= FILE_PERM_RESIZE;
-    if (format || n->oflags & BLK_O_NO_SHARE)
-        unshared |= FILE_PERM_WRITE | FILE_PERM_RESIZE;
+    if (use == BLK_LOCK_FORMAT || n->oflags & BLK_O_NO_SHARE)
+        unshared |= FILE_PERM_WRITE;
+    if (use != BLK_LOCK_RAW || n->oflags & BLK_O_NO_SHARE)
+        unshared |= FILE_PERM_RESIZE;
     /* A process that was killed lets go of its locks only when the kernel has taken
      * its io_uring down, a moment after it is gone: ask again before refusing. */
     for (int tries = 1;; tries++) {

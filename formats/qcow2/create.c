@@ -43,10 +43,10 @@ const struct blk_option_desc qcow2_create_opts[] = {
 
 struct create {
     struct qcow2_header h;
-    const char *backing, *backing_fmt;
+    const char *backing, *backing_fmt, *data_file;
     enum blk_prealloc prealloc;
     uint64_t cluster, per_l2, per_block;    /* bytes, entries, counts */
-    /* In clusters. */
+    /* In clusters; data: what L2 tables map. */
     uint64_t data, l2, l1, blocks, reft, total;
 };
 
@@ -68,10 +68,10 @@ static int take_compat(struct create *c, struct blk_opts *o, struct blk_error *e
 
 static int take_unsupported(struct blk_opts *o, struct blk_error *e)
 {
-    static const char *const named[] = { "data_file", "encrypt.format", "encrypt.key-secret",
+    static const char *const named[] = { "encrypt.format", "encrypt.key-secret",
         "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",
         "encrypt.ivgen-hash-alg", "encrypt.hash-alg", "encrypt.iter-time" };
-    static const char *const flags[] = { "data_file_raw", "encryption", "extended_l2" };
+    static const char *const flags[] = { "encryption", "extended_l2" };
     for (size_t i = 0; i < BLK_ARRAY_SIZE(named); i++) {
         if (blk_opts_get(o, named[i])) {
             return blk_err(e, ENOTSUP, "Option '%s' is not supported", named[i]);
@@ -174,6 +174,37 @@ static int take_backing(struct create *c, struct blk_opts *o, struct blk_error *
     return 0;
 }
 
+static int take_data_file(struct create *c, struct blk_opts *o, struct blk_error *e)
+{
+    bool raw = false;
+    int err = blk_opts_get_bool(o, "data_file_raw", &raw, e);
+
+    c->data_file = blk_opts_get(o, "data_file");
+    if (err) {
+        return err;
+    }
+    if (raw && !c->data_file) {
+        return blk_err(e, EINVAL, "data-file-raw requires data-file");
+    }
+    if (raw && c->backing) {
+        return blk_err(e, EINVAL,
+                       "Backing file and data-file-raw cannot be used at the same time");
+    }
+    if (c->data_file && c->h.version < 3) {
+        return blk_err(e, EINVAL, "External data files are only supported with compatibility "
+                       "level 1.1 and above (use version=v3 or greater)");
+    }
+    if (c->data_file && strlen(c->data_file) > BLK_NAME_MAX) {
+        return blk_err(e, EINVAL, "Data file name too long");
+    }
+    c->h.incompatible |= c->data_file ? QCOW2_INC_DATA_FILE : 0;
+    c->h.autoclear |= raw ? QCOW2_AUTO_RAW : 0;
+    if (raw && c->prealloc == BLK_PREALLOC_OFF) {
+        c->prealloc = BLK_PREALLOC_METADATA;        /* all of it counts */
+    }
+    return 0;
+}
+
 static uint64_t div_up(uint64_t a, uint64_t b)
 {
     return a / b + !!(a % b);
@@ -196,7 +227,7 @@ static void lay_out(struct create *c, uint64_t data)
     c->l1 = BLK_MAX(div_up(c->h.l1_size * 8ull, c->cluster), 1u);
     c->reft = c->blocks = 1;
     for (;;) {
-        c->total = 1 + c->reft + c->blocks + c->l1 + c->l2 + c->data;
+        c->total = 1 + c->reft + c->blocks + c->l1 + c->l2 + (c->data_file ? 0 : c->data);
         uint64_t blocks = div_up(c->total, c->per_block), reft = div_up(blocks * 8, c->cluster);
         if (blocks <= c->blocks && reft <= c->reft) {
             break;
@@ -232,6 +263,7 @@ static int take_options(struct create *c, struct blk_opts *o, struct blk_error *
     err = err || !p ? err : blk_parse_prealloc(p, &c->prealloc, e);
     err = err ? err : take_backing(c, o, e);
     err = err ? err : take_refcounts(c, o, e);
+    err = err ? err : take_data_file(c, o, e);
     err = err ? err : take_compression(c, o, e);
     err = err ? err : take_size(c, o, e);
     if (!err) {
@@ -246,7 +278,7 @@ static int build_header(struct create *c, uint8_t *buf, struct blk_error *e)
 {
     struct blk_node names = { .backing_name = (char *)(uintptr_t)c->backing,
                               .backing_format = (char *)(uintptr_t)c->backing_fmt };
-    struct qcow2 q = { .n = &names, .h = c->h };
+    struct qcow2 q = { .n = &names, .h = c->h, .data_name = (char *)(uintptr_t)c->data_file };
     if (c->h.version >= 3) {
         q.features = (uint8_t *)(uintptr_t)qcow2_feature_table;
         q.features_len = sizeof(qcow2_feature_table);
@@ -258,7 +290,7 @@ static int build_header(struct create *c, uint8_t *buf, struct blk_error *e)
         err = qcow2_header_build(&q, buf, c->cluster);
     }
     if (err == -ENOSPC) {
-        return blk_err(e, EINVAL, "Backing file name too long for clusters of %llu bytes",
+        return blk_err(e, EINVAL, "File names too long for clusters of %llu bytes",
                        (unsigned long long)c->cluster);
     }
     return err;
@@ -295,7 +327,13 @@ static int write_blocks(const struct create *c, struct blk_node *file, uint8_t *
 /* Host cluster of L2 table i: tables are followed by what they map. */
 static uint64_t l2_at(const struct create *c, uint64_t i)
 {
-    return 1 + c->reft + c->blocks + c->l1 + i * (1 + c->per_l2);
+    return 1 + c->reft + c->blocks + c->l1 + i * (c->data_file ? 1 : 1 + c->per_l2);
+}
+
+/* Host cluster of what entry k of L2 table i maps. */
+static uint64_t data_at(const struct create *c, uint64_t i, uint64_t k)
+{
+    return c->data_file ? i * c->per_l2 + k : l2_at(c, i) + 1 + k;
 }
 
 static int write_l1(const struct create *c, struct blk_node *file, uint8_t *buf)
@@ -320,11 +358,16 @@ static int write_l2(const struct create *c, struct blk_node *file, uint8_t *buf)
         memset(buf, 0, c->cluster);
         for (uint64_t k = 0; k < c->per_l2 && i * c->per_l2 + k < c->data; k++) {
             put_be64(buf + k * (c->cluster / c->per_l2),
-                     (l2_at(c, i) + 1 + k) * c->cluster | QCOW2_COPIED);
+                     data_at(c, i, k) * c->cluster | QCOW2_COPIED);
         }
         err = co_write(file, l2_at(c, i) * c->cluster, buf, c->cluster, 0);
     }
     return err;
+}
+
+static enum blk_prealloc storage_prealloc(const struct create *c)
+{
+    return c->prealloc == BLK_PREALLOC_METADATA ? BLK_PREALLOC_OFF : c->prealloc;
 }
 
 static int create_write(struct create *c, struct blk_node *file, struct blk_error *e)
@@ -333,9 +376,8 @@ static int create_write(struct create *c, struct blk_node *file, struct blk_erro
     uint64_t end = c->total * c->cluster;
     int err = buf ? 0 : -ENOMEM;
 
-    if (!err && c->prealloc != BLK_PREALLOC_OFF) {
-        err = blk_truncate(file, end, true, c->prealloc == BLK_PREALLOC_METADATA
-                           ? BLK_PREALLOC_OFF : c->prealloc, e);
+    if (!err && c->prealloc != BLK_PREALLOC_OFF && !c->data_file) {
+        err = blk_truncate(file, end, true, storage_prealloc(c), e);
     }
     err = err ? err : write_reft(c, file, buf);
     err = err ? err : write_blocks(c, file, buf);
@@ -349,6 +391,22 @@ static int create_write(struct create *c, struct blk_node *file, struct blk_erro
     return err;
 }
 
+/* The data file, empty but of the size of the image, or of what is mapped. */
+static int create_data_file(struct create *c, struct blk_loop *l, struct blk_opts *o,
+                            struct blk_error *e)
+{
+    struct blk_node *data;
+    int err = blk_create_file(l, c->data_file, o, &data, e);
+
+    if (err) {
+        return err;
+    }
+    err = blk_truncate(data, c->data ? c->data * c->cluster : c->h.size, true,
+                       storage_prealloc(c), e);
+    int r = blk_close(data, err ? NULL : e);
+    return err ? err : r;
+}
+
 int qcow2_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
                  struct blk_error *e)
 {
@@ -360,6 +418,9 @@ int qcow2_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
     c.h.reft_offset = c.cluster;
     c.h.reft_clusters = (uint32_t)c.reft;
     c.h.l1_offset = (1 + c.reft + c.blocks) * c.cluster;
+    if (c.data_file && (err = create_data_file(&c, l, o, e))) {
+        return err;
+    }
     err = create_write(&c, file, e);
     return err ? blk_err_errno(e, -err, "Could not write qcow2 metadata") : 0;
 }
@@ -448,6 +509,8 @@ int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
     if (p && blk_parse_prealloc(p, &c.prealloc, NULL)) {
         return blk_err(e, EINVAL, "invalid parameter value: %s", p);
     }
+    blk_opts_del(o, "data_file");               /* data takes its space anywhere */
+    blk_opts_del(o, "data_file_raw");
     if (src) {
         blk_opts_setf(o, "size", "%llu", (unsigned long long)src->size);
     }

@@ -372,6 +372,9 @@ int qcow2_write_compressed(struct blk_req *req)
     bool turn = true;
     int err = 0;
 
+    if (qcow2_external(q)) {
+        return -ENOTSUP;
+    }
     if (req->offset & (q->cluster_size - 1) ||
         (req->length & (q->cluster_size - 1) && end != q->n->size)) {
         return -EINVAL;

@@ -154,11 +154,15 @@ int qcow2_header_build(struct qcow2 *q, uint8_t *buf, size_t len)
     if (fmt) {
         err = out_extension(&o, QCOW2_EXT_BACKING_FORMAT, fmt, strlen(fmt));
     }
-    if (!err && q->features) {
-        err = out_extension(&o, QCOW2_EXT_FEATURES, q->features, q->features_len);
+    if (!err && q->data_name) {
+        err = out_extension(&o, QCOW2_EXT_DATA_FILE, q->data_name, strlen(q->data_name));
     }
     for (const struct qcow2_ext *x = q->exts; !err && x; x = x->next) {
         err = out_extension(&o, x->magic, x->data, x->len);
+    }
+    /* Last: what changes in an image's life is to lie in the first sector. */
+    if (!err && q->features) {
+        err = out_extension(&o, QCOW2_EXT_FEATURES, q->features, q->features_len);
     }
     if (!err) {
         err = out_extension(&o, QCOW2_EXT_END, NULL, 0);
@@ -214,30 +218,29 @@ static size_t extensions_end(const struct qcow2 *q, const uint8_t *buf)
 /* The first sector of the header that is there, its extensions squeezed into that
  * sector (without the feature names), so that what follows may change.  false: they
  * do not fit. */
-static bool squeeze_first(struct qcow2 *q, const uint8_t *old, const char *format, uint8_t *first)
+static bool squeeze_first(const struct qcow2 *q, const uint8_t *old, uint8_t *first)
 {
     struct header_out o = { first, SECTOR, q->h.header_length };
+    size_t at = q->h.header_length, end = extensions_end(q, old);
+    uint64_t name = be64(old + QH_BACKING_OFFSET);
     int err = 0;
 
     memset(first, 0, SECTOR);
     memcpy(first, old, q->h.header_length);
-    if (format) {
-        err = out_extension(&o, QCOW2_EXT_BACKING_FORMAT, format, strlen(format));
-    }
-    for (const struct qcow2_ext *x = q->exts; !err && x; x = x->next) {
-        err = out_extension(&o, x->magic, x->data, x->len);
+    while (!err && end - at > 8) {
+        uint32_t magic = be32(old + at), len = be32(old + at + 4);
+        if (magic != QCOW2_EXT_FEATURES) {
+            err = out_extension(&o, magic, old + at + 8, len);
+        }
+        at += 8 + blk_align_up(len, 8);
     }
     err = err ? err : out_extension(&o, QCOW2_EXT_END, NULL, 0);
-    uint64_t name = be64(old + QH_BACKING_OFFSET);
-    if (!err && name && name < SECTOR) {
-        return false;           /* part of the name lies here: not to be moved */
-    }
-    return !err;
+    /* A name that begins in this sector is not to be moved. */
+    return !err && !(name && name < SECTOR);
 }
 
-/* Replace the header area old by new; the old image's format is old_format. */
-static int switch_header(struct qcow2 *q, const uint8_t *old, const uint8_t *new,
-                         const char *old_format)
+/* Replace the header area old by new. */
+static int switch_header(struct qcow2 *q, const uint8_t *old, const uint8_t *new)
 {
     size_t end = BLK_MAX(extensions_end(q, old), extensions_end(q, new));
     uint8_t first[SECTOR];
@@ -245,7 +248,7 @@ static int switch_header(struct qcow2 *q, const uint8_t *old, const uint8_t *new
 
     if (q->cluster_size > SECTOR) {
         if (end > SECTOR && memcmp(old + SECTOR, new + SECTOR, end - SECTOR) &&
-            squeeze_first(q, old, old_format, first)) {
+            squeeze_first(q, old, first)) {
             err = co_write(q->file, 0, first, SECTOR, 0);
             err = err ? err : co_flush(q->file);
         }
@@ -272,18 +275,41 @@ static bool same_text(const char *a, const char *b)
     return a && b ? !strcmp(a, b) : a == b;
 }
 
+int qcow2_header_rewrite(struct qcow2 *q)
+{
+    struct qcow2_header was = q->h;
+    uint8_t *old = blk_buf_alloc(q->cluster_size), *new = blk_buf_alloc(q->cluster_size);
+    int err = old && new ? 0 : -ENOMEM;
+
+    err = err ? err : co_read(q->file, 0, old, q->cluster_size);
+    if (!err) {
+        memset(new, 0, q->cluster_size);
+        err = build_fitting(q, new, q->cluster_size);
+    }
+    if (!err && q->h.header_length > QH_FULL) {
+        /* Fields younger than we are stay. */
+        memcpy(new + QH_FULL, old + QH_FULL, q->h.header_length - QH_FULL);
+    }
+    err = err ? err : switch_header(q, old, new);
+    blk_buf_free(old);
+    blk_buf_free(new);
+    if (err) {
+        q->h.backing_offset = was.backing_offset;
+        q->h.backing_size = was.backing_size;
+    }
+    return err;
+}
+
 int qcow2_change_backing(struct blk_node *n, const char *name, const char *format,
                          struct blk_error *e)
 {
     struct qcow2 *q = n->state;
-    struct qcow2_header was = q->h;
     char *old_name = n->backing_name, *old_format = n->backing_format;
 
     if (same_text(name, old_name) && same_text(format, old_format)) {
         return 0;
     }
-    uint8_t *old = blk_buf_alloc(q->cluster_size), *new = blk_buf_alloc(q->cluster_size);
-    int err = old && new ? 0 : -ENOMEM;
+    int err = 0;
 
     if (name && (!*name || strlen(name) > BLK_NAME_MAX || strchr(name, '\n'))) {
         err = -EINVAL;
@@ -295,24 +321,12 @@ int qcow2_change_backing(struct blk_node *n, const char *name, const char *forma
     if ((name && !n->backing_name) || (format && !n->backing_format)) {
         err = -ENOMEM;
     }
-    err = err ? err : co_read(q->file, 0, old, q->cluster_size);
-    if (!err) {
-        memset(new, 0, q->cluster_size);
-        err = build_fitting(q, new, q->cluster_size);
-    }
-    if (!err && q->h.header_length > QH_FULL) {
-        /* Fields younger than we are stay. */
-        memcpy(new + QH_FULL, old + QH_FULL, q->h.header_length - QH_FULL);
-    }
-    err = err ? err : switch_header(q, old, new, old_format);
-    blk_buf_free(old);
-    blk_buf_free(new);
+    err = err ? err : qcow2_header_rewrite(q);
     if (err) {
         free(n->backing_name);
         free(n->backing_format);
         n->backing_name = old_name;
         n->backing_format = old_format;
-        q->h = was;
         return blk_err_errno(e, -err, "Could not change the backing file");
     }
     free(old_name);
@@ -386,12 +400,9 @@ static int check_features(struct qcow2 *q, struct blk_error *e)
 {
     const struct qcow2_header *h = &q->h;
     uint64_t unknown = h->incompatible &
-        ~(uint64_t)(QCOW2_INC_KNOWN | QCOW2_INC_DATA_FILE | QCOW2_INC_EXTL2);
+        ~(uint64_t)(QCOW2_INC_KNOWN | QCOW2_INC_EXTL2);
     if (unknown) {
         return unknown_features(q, unknown, e);
-    }
-    if (h->incompatible & QCOW2_INC_DATA_FILE) {
-        return blk_err(e, ENOTSUP, "Unsupported qcow2 feature(s): external data file");
     }
     if (h->incompatible & QCOW2_INC_EXTL2) {
         if (h->cluster_bits < 14) {
@@ -498,6 +509,17 @@ static int take_backing_format(struct qcow2 *q, const uint8_t *data, uint32_t le
     return q->n->backing_format ? 0 : -ENOMEM;
 }
 
+static int take_data_name(struct qcow2 *q, const uint8_t *data, uint32_t len, struct blk_error *e)
+{
+    if (len > BLK_NAME_MAX || memchr(data, 0, len) || memchr(data, '\n', len)) {
+        return blk_err(e, EINVAL, len > BLK_NAME_MAX ? "Data file name too long"
+                                  : "Data file name holds a NUL or newline byte");
+    }
+    free(q->data_name);
+    q->data_name = len ? strndup((const char *)data, len) : NULL;
+    return q->data_name || !len ? 0 : -ENOMEM;
+}
+
 static int take_extension(struct qcow2 *q, uint32_t magic, const uint8_t *data, uint32_t len,
                           struct qcow2_ext ***last, struct blk_error *e)
 {
@@ -512,6 +534,9 @@ static int take_extension(struct qcow2 *q, uint32_t magic, const uint8_t *data, 
             memcpy(q->features, data, len);
         }
         return q->features ? 0 : -ENOMEM;
+    }
+    if (magic == QCOW2_EXT_DATA_FILE) {
+        return take_data_name(q, data, len, e);
     }
     struct qcow2_ext *x = malloc(sizeof(*x) + len);
     if (!x) {

@@ -82,10 +82,11 @@ static void node_fill(struct qcow2 *q)
 /* Autoclear bits whose data we do not keep up to date. */
 static int clear_autoclear(struct qcow2 *q, struct blk_error *e)
 {
-    if (!q->h.autoclear) {
+    uint64_t kept = q->h.autoclear & QCOW2_AUTO_RAW;
+    if (q->h.autoclear == kept) {
         return 0;
     }
-    q->h.autoclear = 0;
+    q->h.autoclear = kept;
     int err = qcow2_header_update(q);
     return err ? blk_err_errno(e, -err, "Could not update qcow2 header") : 0;
 }
@@ -171,6 +172,7 @@ static void qcow2_free(struct qcow2 *q)
         free(r);
     }
     free(q->features);
+    free(q->data_name);
     free(q->l1);
     free(q->l1_dirty);
     free(q->l1_bad);
@@ -189,10 +191,11 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
         return blk_err(e, ENOMEM, "Cannot allocate memory");
     }
     q->n = n;
-    q->file = q->data = n->file;
+    q->file = q->data = n->file;        /* see qcow2_data_open() */
     q->writable = !n->read_only;
     n->state = q;
     err = qcow2_header_read(q, e);
+    err = err ? err : qcow2_data_open(q, o, e);
     if (err) {
         goto fail;
     }
@@ -266,6 +269,13 @@ static int qcow2_info(struct blk_node *n, struct blk_info *out, struct blk_error
         json_object_set_new(j, "lazy-refcounts",
                             json_boolean(q->h.compatible & QCOW2_COMPAT_LAZY));
         json_object_set_new(j, "refcount-bits", json_integer(q->refcount_bits));
+        if (q->h.incompatible & QCOW2_INC_DATA_FILE) {
+            if (q->data_name) {
+                json_object_set_new(j, "data-file", json_string(q->data_name));
+            }
+            json_object_set_new(j, "data-file-raw",
+                                json_boolean(q->h.autoclear & QCOW2_AUTO_RAW));
+        }
         json_object_set_new(j, "corrupt", json_boolean(q->h.incompatible & QCOW2_INC_CORRUPT));
         json_object_set_new(j, "extended-l2", json_boolean(false));
     }

@@ -11,6 +11,7 @@
  * refcount.c  counts, the allocator, freeing
  * flush.c     the order in which metadata reaches the disk
  * read.c, write.c, zero.c   guest requests
+ * datafile.c  guest data in a file of its own
  * compress.c, deflate.c      reading compressed clusters, writing them
  * create.c, stream.c, resize.c, check*.c, snapshot.c, compact*.c   image operations
  *
@@ -48,9 +49,13 @@ enum {                                      /* incompatible features */
     QCOW2_INC_COMPRESSION = 1u << 3,
     QCOW2_INC_EXTL2 = 1u << 4,
 };
-#define QCOW2_INC_KNOWN (QCOW2_INC_DIRTY | QCOW2_INC_CORRUPT | QCOW2_INC_COMPRESSION)
+#define QCOW2_INC_KNOWN \
+    (QCOW2_INC_DIRTY | QCOW2_INC_CORRUPT | QCOW2_INC_DATA_FILE | QCOW2_INC_COMPRESSION)
 enum { QCOW2_COMPAT_LAZY = 1u << 0 };       /* compatible features */
-enum { QCOW2_AUTO_BITMAPS = 1u << 0 };      /* autoclear features */
+enum {                                      /* autoclear features */
+    QCOW2_AUTO_BITMAPS = 1u << 0,
+    QCOW2_AUTO_RAW = 1u << 1,               /* data_file_raw */
+};
 enum {                                      /* header extensions */
     QCOW2_EXT_END = 0,
     QCOW2_EXT_BACKING_FORMAT = 0xe2792aca,
@@ -125,7 +130,9 @@ struct qcow2_busy {
 struct qcow2 {
     struct blk_node *n, *file;
     struct blk_node *data;                  /* of guest clusters: file, or an external data file;
-                                               metadata and compressed data are in file */
+                                               metadata and compressed data are in file. NULL: an
+                                               external one that only info does not need */
+    char *data_name;                        /* as the image names it, or NULL */
     struct qcow2_header h;
     uint32_t cluster_size, l2_bits, slice_bits; /* entries: 1 << bits */
     unsigned wide;                          /* 1: extended L2, an entry is two words */
@@ -252,6 +259,10 @@ struct qcow2_feature {
 };
 #define QCOW2_FEATURES 8
 extern const struct qcow2_feature qcow2_feature_table[QCOW2_FEATURES];
+
+/* Make the header area what q holds now (extensions, names, fields), durably and so
+ * that after a crash the image has the old one or the new one. -ENOSPC. Fiber. */
+int qcow2_header_rewrite(struct qcow2 *q);
 
 /* Found damage that a write would make worse: report once, set the corrupt bit
  * durably (writable images), refuse further writes.  Returns -EIO. Fiber. */
@@ -479,6 +490,23 @@ int qcow2_read_compressed(struct qcow2 *q, uint64_t entry, uint64_t in_cluster,
 /* n whole compressed clusters in a row, straight into buf.  Waits only after it has
  * started all reads.  Fiber. */
 int qcow2_read_compressed_run(struct qcow2 *q, const uint64_t *entry, uint64_t n, void *buf);
+
+/* ---- datafile.c ------------------------------------------------------------------------------ */
+
+/* Open what holds guest data, taking "data-file.*" from o. Fiber. */
+int qcow2_data_open(struct qcow2 *q, struct blk_opts *o, struct blk_error *e);
+/* With an external data file: does an entry say what it has to?  And what it is if not,
+ * reported, the image marked: -EIO. */
+bool qcow2_external_sane(const struct qcow2 *q, uint64_t entry, uint64_t guest);
+int qcow2_external_bad(struct qcow2 *q, uint64_t entry, uint64_t guest);
+/* External data files: before guest clusters become zeros or unmapped (unmap: their
+ * space may go); and before some are mapped that must read as zeros. Fiber. */
+int qcow2_data_wipe(struct qcow2 *q, uint64_t off, uint64_t len, bool unmap);
+int qcow2_data_clear(struct qcow2 *q, uint64_t off, uint64_t len);
+/* Give the data file the image's size. Fiber. */
+int qcow2_data_resize(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_error *e);
+/* amend: the data file is to be opened by this name from now on; "": none. Fiber. */
+int qcow2_set_data_name(struct qcow2 *q, const char *name, struct blk_error *e);
 
 /* ---- image operations ------------------------------------------------------------------------- */
 

@@ -50,6 +50,9 @@ static int extent_at(const struct qcow2 *q, const struct qcow2_slice *s, uint64_
         return -EIO;
     }
     x->host = (x->entry & QCOW2_OFFSET_MASK) + in;
+    if (qcow2_external(q) && !qcow2_external_sane(q, x->entry, off)) {
+        return -EIO;
+    }
     x->copied = x->entry & QCOW2_COPIED;
     uint64_t next = (x->entry & QCOW2_OFFSET_MASK) + q->cluster_size;
     for (i++; got < len && i < end && x->type != QCOW2_DEFLATED; i++) {
@@ -69,6 +72,9 @@ static int extent_at(const struct qcow2 *q, const struct qcow2_slice *s, uint64_
 
 static int bad_entry(struct qcow2 *q, uint64_t off, const struct extent *x)
 {
+    if (qcow2_external(q) && !qcow2_external_sane(q, x->entry, off)) {
+        return qcow2_external_bad(q, x->entry, off);
+    }
     return qcow2_mark_corrupt(q, "Cluster allocation offset %#llx unaligned or with reserved "
                               "bits (guest offset: %#llx)", (unsigned long long)x->entry,
                               (unsigned long long)off);
@@ -156,6 +162,10 @@ static int flush_fiber(struct blk_req *req)
 void qcow2_submit(struct blk_node *n, struct blk_req *req)
 {
     struct qcow2 *q = n->state;
+    if (!q->data) {
+        blk_complete(req, -EIO);        /* opened for its metadata only */
+        return;
+    }
     switch (req->op) {
     case BLK_READ:
         if (!fast_read(q, req)) {

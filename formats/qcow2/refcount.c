@@ -629,6 +629,9 @@ void qcow2_free_packed_later(struct qcow2 *q, const struct qcow2_packed *p)
 void qcow2_free_entry_later(struct qcow2 *q, uint64_t entry)
 {
     struct qcow2_packed p;
+    if (qcow2_external(q)) {
+        return;                         /* its data is not counted */
+    }
     if (entry & QCOW2_COMPRESSED) {
         qcow2_inflated_drop(q, entry);
         qcow2_compressed_span(q, entry, &p.offset, &p.len);

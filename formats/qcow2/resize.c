@@ -166,7 +166,8 @@ static int shrink(struct qcow2 *q, uint64_t size)
         return err;
     }
     q->n->size = size;
-    return drop_from(q, size, old);
+    err = drop_from(q, size, old);
+    return err || !qcow2_external(q) ? err : qcow2_data_resize(q, size, BLK_PREALLOC_OFF, NULL);
 }
 
 int qcow2_make_empty(struct blk_node *n, struct blk_error *e)
@@ -197,8 +198,13 @@ static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_
         /* What the longer backing file holds there was never part of this image. */
         err = co_write_zeroes(q->n, old, BLK_MIN(size, b->size) - old, BLK_REQ_MAY_UNMAP);
     }
+    if (!err && p == BLK_PREALLOC_OFF && q->h.autoclear & QCOW2_AUTO_RAW) {
+        p = BLK_PREALLOC_METADATA;      /* all of a raw data file counts */
+    }
     if (!err && p != BLK_PREALLOC_OFF) {
         err = qcow2_preallocate(q, old, size, p, e);
+    } else if (!err && qcow2_external(q)) {
+        err = qcow2_data_resize(q, size, p, e);
     }
     err = err ? err : qcow2_settle(q);
     return err ? blk_err_errno(e, -err, "Failed to write the new area's metadata") : 0;

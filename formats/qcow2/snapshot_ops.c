@@ -598,6 +598,10 @@ int qcow2_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name
     uint32_t count = q->h.nb_snapshots, i = 0;
     int err = q->corrupt ? -EIO : qcow2_settle(q);
 
+    if (qcow2_external(q) && op != BLK_SNAPSHOT_DELETE) {
+        return blk_err(e, ENOTSUP, "%s%s", op == BLK_SNAPSHOT_APPLY ? "Failed to load snapshot: "
+                       : "", strerror(ENOTSUP));
+    }
     err = err ? err : table_read(q, &t, e);
     if (err) {
         return blk_err_errno(e, -err, "Could not read the snapshot table");
@@ -607,7 +611,9 @@ int qcow2_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name
         err = create(q, &t, name, e);
     } else {
         err = find(&t, count, name, op == BLK_SNAPSHOT_APPLY, &i);
-        if (!err) {
+        if (!err && qcow2_external(q)) {
+            err = -ENOTSUP;
+        } else if (!err) {
             err = op == BLK_SNAPSHOT_APPLY ? apply(q, &t.s[i], e) : delete(q, &t, i, e);
         }
     }

@@ -75,6 +75,9 @@ static bool reusable(const struct qcow2 *q, uint64_t e)
 
 int qcow2_entry_check(struct qcow2 *q, uint64_t e, uint64_t guest)
 {
+    if (qcow2_external(q) && !qcow2_external_sane(q, e, guest)) {
+        return qcow2_external_bad(q, e, guest);
+    }
     if (e & QCOW2_COMPRESSED) {
         return 0;
     }
@@ -122,6 +125,23 @@ static int alloc_plan(struct alloc *a, uint64_t max)
         a->space = (struct qcow2_space){ first & QCOW2_OFFSET_MASK, a->clusters, false };
     }
     return 0;
+}
+
+/* Host clusters for the plan's; in an external data file they have their place. */
+static int alloc_place(struct alloc *a)
+{
+    if (qcow2_external(a->q)) {
+        a->space = (struct qcow2_space){ a->guest, a->clusters, false };
+        return 0;
+    }
+    return qcow2_alloc(a->q, a->clusters, false, &a->space);
+}
+
+static void alloc_undo(struct alloc *a)
+{
+    if (!a->in_place && !qcow2_external(a->q)) {
+        qcow2_unalloc(a->q, a->space.offset, a->space.clusters);
+    }
 }
 
 /* Old content of part of one cluster into buf; *zero when it is all zeros. */
@@ -260,7 +280,7 @@ static int write_allocating(struct qcow2 *q, const struct blk_req *req, uint64_t
         goto put;
     }
     if (!a.in_place) {
-        err = qcow2_alloc(q, a.clusters, false, &a.space);
+        err = alloc_place(&a);
     }
     if (err) {
         goto put;
@@ -270,8 +290,8 @@ static int write_allocating(struct qcow2 *q, const struct blk_req *req, uint64_t
     err = alloc_write(&a, req, off, pos, *done);
     if (!err) {
         alloc_publish(&a);
-    } else if (!a.in_place) {
-        qcow2_unalloc(q, a.space.offset, a.clusters);
+    } else {
+        alloc_undo(&a);
     }
 put:
     qcow2_slice_put(a.s);
@@ -372,8 +392,10 @@ static int map_run(struct qcow2 *q, uint64_t guest, uint64_t clusters, uint64_t 
     }
     err = alloc_plan(&a, clusters);
     if (!err && a.clusters && !a.in_place) {
-        err = qcow2_alloc(q, a.clusters, false, &a.space);
-        if (!err && !a.space.fresh) {
+        err = alloc_place(&a);
+        if (!err && qcow2_external(q)) {
+            err = qcow2_data_clear(q, a.space.offset, a.space.clusters << q->h.cluster_bits);
+        } else if (!err && !a.space.fresh) {
             err = co_write_zeroes(q->data, a.space.offset,
                                   a.space.clusters << q->h.cluster_bits, BLK_REQ_MAY_UNMAP);
         }
@@ -399,7 +421,9 @@ int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prea
         err = map_run(q, at, qcow2_clusters(q, to - at), &done, &host_end);
         at += done << q->h.cluster_bits;
     }
-    if (!err && host_end > q->data->size) {
+    if (!err && qcow2_external(q)) {
+        err = qcow2_data_resize(q, blk_align_up(to, q->cluster_size), p, e);
+    } else if (!err && host_end > q->data->size) {
         err = blk_truncate(q->data, host_end, false,
                            p == BLK_PREALLOC_METADATA ? BLK_PREALLOC_OFF : p, e);
     }

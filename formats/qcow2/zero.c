@@ -83,8 +83,10 @@ static int wipe_busy(struct qcow2 *q, uint64_t first, uint64_t stop, enum wipe h
 {
     uint64_t guest = first << q->h.cluster_bits;
     struct qcow2_slice *s;
-    int err = qcow2_l2_write(q, guest, &s);
+    int err = qcow2_external(q) ? qcow2_data_wipe(q, guest, (stop - first) << q->h.cluster_bits,
+                                                  how != WIPE_ZERO_KEEP) : 0;
 
+    err = err ? err : qcow2_l2_write(q, guest, &s);
     if (!err) {
         err = wipe_entries(q, s, qcow2_entry_index(q, guest), stop - first, how, explicit);
         qcow2_slice_put(s);

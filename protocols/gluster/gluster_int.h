@@ -161,7 +161,7 @@ enum {
     GLUSTER_PERM_WRITE  = 1u << 1,
     GLUSTER_PERM_RESIZE = 1u << 3,
 };
-int gluster_lock(struct blk_node *n, bool format, struct blk_error *e);
+int gluster_lock(struct blk_node *n, enum blk_lock_use use, struct blk_error *e);
 /* Blocking.  Take the locks and check those of others; on failure none is held. */
 int gluster_lock_fd(glfs_fd_t *fd, const char *shown, unsigned used, unsigned unshared,
                     struct blk_error *e);

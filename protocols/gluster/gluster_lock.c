@@ -120,7 +120,7 @@ static int lock_blocking(void *arg)
 }
 
 /* Who uses and shares what: as the "file" driver has it. */
-int gluster_lock(struct blk_node *n, bool format, struct blk_error *e)
+int gluster_lock(struct blk_node *n, enum blk_lock_use use, struct blk_error *e)
 {
     struct gluster_state *g = n->state;
     struct lock_args a = { n, g, e, NULL };
@@ -130,10 +130,12 @@ int gluster_lock(struct blk_node *n, bool format, struct blk_error *e)
         return 0;
     if (!(n->oflags & BLK_O_NO_IO))
         used |= GLUSTER_PERM_READ | (g->writable ? GLUSTER_PERM_WRITE : 0u);
-    if (g->writable && (format || n->oflags & BLK_O_RESIZE))
+    if (g->writable && (use != BLK_LOCK_RAW || n->oflags & BLK_O_RESIZE))
         used |= GLUSTER_PERM_RESIZE;
-    if (format || n->oflags & BLK_O_NO_SHARE)
-        unshared |= GLUSTER_PERM_WRITE | GLUSTER_PERM_RESIZE;
+    if (use == BLK_LOCK_FORMAT || n->oflags & BLK_O_NO_SHARE)
+        unshared |= GLUSTER_PERM_WRITE;
+    if (use != BLK_LOCK_RAW || n->oflags & BLK_O_NO_SHARE)
+        unshared |= GLUSTER_PERM_RESIZE;
     g->lock_used = used;
     g->lock_unshared = unshared;
     int r = used | unshared ? gluster_co_work(n->loop, lock_blocking, &a) : 0;

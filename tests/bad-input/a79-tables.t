@@ -410,7 +410,7 @@ def a96(t):
 
 @case("A97 compressed with a data file: refused by name, or EIO")
 def a97(t):
-    img = q.Image(size=4 << 20, data_file=b"data.raw")
+    img = q.Image(size=4 << 20, data_file=t.path("data.raw").encode())
     with open(t.path("data.raw"), "wb") as f:
         f.truncate(4 << 20)
     img.write_compressed(CS, q.raw_deflate(b"\2" * CS))
@@ -420,6 +420,18 @@ def a97(t):
         t.refused(path, r"data.file", check=False, info=False)
     else:
         t.read_fails(path, CS)
+
+
+@case("A97 a data cluster elsewhere than the guest sees it: EIO, marked corrupt by a write")
+def a97_place(t):
+    img = q.Image(size=4 << 20, data_file=t.path("data.raw").encode())
+    with open(t.path("data.raw"), "wb") as f:
+        f.truncate(4 << 20)
+    img.set_entry(CS, 3 * CS | q.COPIED)
+    path = t.save(img)
+    t.read_fails(path, CS)
+    r = t.io(path, "write %d 512" % CS)
+    t.expect("Input/output error" in r.err + r.out, "%s" % r)
 
 
 @case("A98 compressed and COPIED: check counts it, reads as with the oracle")

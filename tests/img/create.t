@@ -215,10 +215,6 @@ suite.table(r'''
         err| ^IMG: x.qcow2: Option 'extended_l2' is not supported$
         status| 1
         files|
-    ~not-yet create -f qcow2 -o data_file=d.raw x.qcow2 1M
-        err| ^IMG: x.qcow2: Option 'data_file' is not supported$
-        status| 1
-        files|
     ~not-yet create -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s x.qcow2 1M
         err| ^IMG: x.qcow2: Option 'encrypt.format' is not supported$
     ~not-yet create -f qcow2 -o encryption=on x.qcow2 1M

@@ -136,6 +136,21 @@ ALL = {
     'dataf.qcow2':  (['dataf.raw'], ['img create -q -f qcow2 -o data_file=dataf.raw '
                                      'dataf.qcow2 1M']),
     'dataf.raw':    ([], []),           # made with dataf.qcow2
+    'ext.qcow2':    (['ext.raw'], ['img create -q -f qcow2 -o data_file=ext.raw ext.qcow2 1M',
+                                   'io ext.qcow2 write -P 1 0 100k; write -P 2 300k 64k; '
+                                   'write -z 320k 128k; write -P 3 900k 1k']),
+    'ext.raw':      ([], []),           # made with ext.qcow2
+    'extraw.qcow2': (['extraw.raw'], ['img create -q -f qcow2 -o data_file=extraw.raw,'
+                                      'data_file_raw=on extraw.qcow2 1000k',
+                                      'io extraw.qcow2 write -P 1 0 100k; write -P 2 300k 64k; '
+                                      'write -z 320k 128k; write -P 3 900k 1k']),
+    'extraw.raw':   ([], []),           # made with extraw.qcow2
+    'exttop.qcow2': (['exttop.raw', 'a.qcow2'],
+                     ['img create -q -f qcow2 -o data_file=exttop.raw -b a.qcow2 -F qcow2 '
+                      'exttop.qcow2', 'io exttop.qcow2 write -P 4 70k 10k; write -P 5 800k 64k']),
+    'exttop.raw':   ([], []),           # made with exttop.qcow2
+    'onext.qcow2':  (['ext.qcow2'], ['img create -q -f qcow2 -b ext.qcow2 -F qcow2 onext.qcow2',
+                                     'io onext.qcow2 write -P 7 50k 64k; write -z 256k 64k']),
     'bitmap.qcow2': ([], ['img create -q -f qcow2 bitmap.qcow2 1M',
                           'img bitmap --add bitmap.qcow2 changes']),
     # qcow2, backing names

@@ -46,6 +46,7 @@ struct layout {
     unsigned share;                 /* of DEFAULT_OPS: one over this */
     unsigned flags;                 /* BLK_O_* to open with besides */
     const char *format, *options;   /* not qcow2: its name and creation options */
+    bool external, external_raw;    /* data in a file of its own; as a raw image */
 };
 
 struct slot {
@@ -60,7 +61,7 @@ struct slot {
 
 struct run {
     const struct layout *lay;
-    char dir[512], image[600], base[600];
+    char dir[512], image[600], base[600], data[600];
     struct blk_loop *loop;
     struct blk_node *node;
     uint8_t *model;
@@ -127,6 +128,10 @@ static void create(struct run *r, const char *format, const char *file, uint64_t
     if (lay->options && !strcmp(format, format_of(r)) &&
         blk_opts_parse(o, lay->options, NULL, &e) < 0)
         die(&e, "options");
+    if (lay->external && !strcmp(file, r->image)) {
+        blk_opts_set(o, "data_file", r->data);
+        blk_opts_set(o, "data_file_raw", lay->external_raw ? "on" : "off");
+    }
     if (backing) {
         blk_opts_set(o, "backing_file", backing);
         blk_opts_set(o, "backing_fmt", backing_fmt);
@@ -432,6 +437,7 @@ static void setup(struct run *r, const struct layout *lay)
     assert_non_null(mkdtemp(r->dir));
     snprintf(r->image, sizeof(r->image), "%s/top.qcow2", r->dir);
     snprintf(r->base, sizeof(r->base), "%s/base.img", r->dir);
+    snprintf(r->data, sizeof(r->data), "%s/data.raw", r->dir);
     r->loop = blk_loop_new(&e);
     assert_non_null(r->loop);
     r->model = calloc(1, lay->size);
@@ -451,6 +457,7 @@ static void teardown(struct run *r)
     blk_loop_free(r->loop);
     unlink(r->image);
     unlink(r->base);
+    unlink(r->data);
     rmdir(r->dir);
 }
 
@@ -476,6 +483,11 @@ static void scribble_on(const struct layout *lay)
     r->node = open_image(r, r->image, format_of(r), 0);
     assert_int_equal(blk_run(r->loop, read_all_fiber, r), 0);
     close_image(r->node);
+    if (lay->external_raw) {
+        r->node = open_image(r, r->data, "raw", 0);
+        assert_int_equal(blk_run(r->loop, read_all_fiber, r), 0);
+        close_image(r->node);
+    }
     oracle_agrees(r);
     teardown(r);
 }
@@ -484,7 +496,14 @@ static void scribble_on(const struct layout *lay)
 #define SCRIBBLE(name, ...)                                    \
     static void name(void **state)                             \
     {                                                          \
-        static const struct layout lay = { __VA_ARGS__, NULL, NULL };  \
+        static const struct layout lay = { __VA_ARGS__, NULL, NULL, false, false }; \
+        scribble_on(&lay);                                     \
+    }
+/* Guest data in a file of its own. */
+#define SCRIBBLE_EXTERNAL(name, raw, ...)                      \
+    static void name(void **state)                             \
+    {                                                          \
+        static const struct layout lay = { 3, __VA_ARGS__, NULL, NULL, true, raw }; \
         scribble_on(&lay);                                     \
     }
 /* Other formats, of blocks of block_size. */
@@ -492,7 +511,7 @@ static void scribble_on(const struct layout *lay)
     static void name(void **state)                             \
     {                                                          \
         static const struct layout lay = { 0, block_size, 0, false, NONE, __VA_ARGS__, \
-                                           format, options };  \
+                                           format, options, false, false };  \
         scribble_on(&lay);                                     \
     }
 
@@ -515,6 +534,11 @@ SCRIBBLE(refcounts_of_64_bits, 3, 512, 64, false, NONE, 4 * MIB, 60000, 4, 0)
 SCRIBBLE(direct_small_clusters, 3, 512, 16, false, RAW_SHORT, 4 * MIB + 512, 60000, 20,
          BLK_O_DIRECT)
 SCRIBBLE(direct_64k, 3, 65536, 16, false, QCOW2_LONG, 16 * MIB + 512, 200000, 20, BLK_O_DIRECT)
+
+SCRIBBLE_EXTERNAL(data_file, false, 4096, 16, false, RAW_SHORT, 8 * MIB + 512, 100000, 5, 0)
+SCRIBBLE_EXTERNAL(data_file_raw, true, 65536, 16, false, NONE, 16 * MIB + 7 * 512, 300000, 5, 0)
+SCRIBBLE_EXTERNAL(data_file_direct, true, 512, 16, false, NONE, 4 * MIB + 512, 60000, 20,
+                  BLK_O_DIRECT)
 
 SCRIBBLE_AS(vdi, "vdi", NULL, 1 << 20, 24 * MIB + 512, 3 << 20, 10, 0)
 SCRIBBLE_AS(vdi_static, "vdi", "static=on", 1 << 20, 24 * MIB + 512, 3 << 20, 20, 0)
@@ -549,6 +573,9 @@ int main(void)
         cmocka_unit_test(refcounts_of_64_bits),
         cmocka_unit_test(direct_small_clusters),
         cmocka_unit_test(direct_64k),
+        cmocka_unit_test(data_file),
+        cmocka_unit_test(data_file_raw),
+        cmocka_unit_test(data_file_direct),
         cmocka_unit_test(vdi),
         cmocka_unit_test(vdi_static),
         cmocka_unit_test(vdi_direct),
