@@ -102,8 +102,9 @@ def vpc(blocks=(1, None, 0), block=4096, table=1536, sum_ok=True, end=True, **fi
     return buf + foot if end else buf
 
 
-def vpc_fixed(size=8192, **fields):
-    return bytearray(b"\7" * size) + vpc_footer(size, 2, fields)
+def vpc_fixed(have=8192, **fields):
+    """have: bytes of data in the file."""
+    return bytearray(b"\7" * have) + vpc_footer(have, 2, fields)
 
 
 def parallels(entries=(1, 0, 2), tracks=8, ext=True, full=True, **fields):
