@@ -82,6 +82,7 @@ struct blk_driver {
     bool compresses;                /* takes BLK_REQ_COMPRESSED; filters pass it on */
     bool filter;                    /* passes n->file through: status, truncate and length
                                        need not be there; see blk_filter_inherit() */
+    bool bitmaps;                   /* formats: could keep bitmaps, for measure */
     const char *const *schemes;     /* protocols: URL schemes, NULL-terminated */
     const struct blk_option_desc *create_opts;  /* NULL: cannot create */
     const struct blk_option_desc *amend_opts;   /* NULL: cannot amend */

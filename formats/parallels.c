@@ -221,6 +221,13 @@ static int prl_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk
     return blockmap_status(n->state, off, len, st);
 }
 
+/* QEMU tells nothing about these. */
+static int prl_info(struct blk_node *n, struct blk_info *out, struct blk_error *e)
+{
+    out->bare = true;
+    return 0;
+}
+
 /* ---- create ----------------------------------------------------------------------------------- */
 
 static int take_create(struct blk_opts *o, uint64_t *size, uint64_t *cluster, struct blk_error *e)
@@ -242,6 +249,12 @@ static int take_create(struct blk_opts *o, uint64_t *size, uint64_t *cluster, st
         return blk_err(e, E2BIG, "Image size is too large for this cluster size");
     }
     return 0;
+}
+
+static int prl_create_check(struct blk_opts *o, struct blk_error *e)
+{
+    uint64_t size, cluster;
+    return take_create(o, &size, &cluster, e);
 }
 
 static int prl_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
@@ -279,12 +292,15 @@ static const struct blk_option_desc prl_create_opts[] = {
 
 const struct blk_driver blk_parallels = {
     .name = "parallels",
+    .bitmaps = true,
     .create_opts = prl_create_opts,
     .probe = prl_probe,
     .open = prl_open,
     .close = prl_close,
     .submit = prl_submit,
     .status = prl_status,
+    .info = prl_info,
     .check = prl_check,
+    .create_check = prl_create_check,
     .create = prl_create,
 };

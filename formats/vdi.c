@@ -374,24 +374,39 @@ static int write_map(struct blk_node *file, const uint8_t *h, bool is_static)
     return err;
 }
 
+static int take_create(struct blk_opts *o, uint64_t *size, bool *is_static, struct blk_error *e)
+{
+    *size = 0;
+    *is_static = false;
+    int err = blk_opts_get_size(o, "size", size, e);
+    err = err ? err : blk_opts_get_bool(o, "static", is_static, e);
+    *size = blk_align_up(BLK_MIN(*size, BLK_SIZE_MAX), 512);
+    if (!err && *size > VDI_SIZE_MAX) {
+        return blk_err(e, ENOTSUP, "Unsupported VDI image size (size is 0x%llx, max supported is "
+                       "0x%llx)", (unsigned long long)*size, (unsigned long long)VDI_SIZE_MAX);
+    }
+    return err;
+}
+
+static int vdi_create_check(struct blk_opts *o, struct blk_error *e)
+{
+    uint64_t size;
+    bool is_static;
+    return take_create(o, &size, &is_static, e);
+}
+
 static int vdi_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
                       struct blk_error *e)
 {
     uint8_t h[VH_BYTES];
-    uint64_t size = 0;
-    bool is_static = false;
-    int err = blk_opts_get_size(o, "size", &size, e);
+    uint64_t size;
+    bool is_static;
+    int err = take_create(o, &size, &is_static, e);
 
-    err = err ? err : blk_opts_get_bool(o, "static", &is_static, e);
     if (err) {
         return err;
     }
-    if (blk_align_up(size, 512) > VDI_SIZE_MAX) {
-        return blk_err(e, ENOTSUP, "Unsupported VDI image size (size is 0x%llx, max supported is "
-                       "0x%llx)", (unsigned long long)blk_align_up(size, 512),
-                       (unsigned long long)VDI_SIZE_MAX);
-    }
-    build_header(h, blk_align_up(size, 512), is_static);
+    build_header(h, size, is_static);
     err = write_map(file, h, is_static);
     if (!err && is_static) {
         err = blk_truncate(file, le32(h + VH_DATA) + le32(h + VH_BLOCKS) * (uint64_t)VDI_BLOCK,
@@ -416,5 +431,6 @@ const struct blk_driver blk_vdi = {
     .submit = vdi_submit,
     .status = vdi_status,
     .check = vdi_check,
+    .create_check = vdi_create_check,
     .create = vdi_create,
 };

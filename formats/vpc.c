@@ -168,19 +168,26 @@ static int check_footer(const struct vpc *v, struct blk_error *e)
     return 0;
 }
 
+enum size_calc { BY_CREATOR, BY_GEOMETRY, BY_SIZE };
+
+static int take_size_calc(struct blk_opts *o, enum size_calc *calc, struct blk_error *e)
+{
+    const char *how = blk_opts_get(o, "force_size_calc");
+    *calc = !how ? BY_CREATOR : !strcmp(how, "chs") ? BY_GEOMETRY : BY_SIZE;
+    if (*calc == BY_SIZE && strcmp(how, "current_size")) {
+        return blk_err(e, EINVAL, "Invalid size calculation mode: '%s'", how);
+    }
+    return 0;
+}
+
 /* Virtual PC and QEMU count by geometry, everybody else by the size in the footer. */
-static int take_size(struct blk_node *n, const struct vpc *v, struct blk_opts *o,
+static int take_size(struct blk_node *n, const struct vpc *v, enum size_calc calc,
                      struct blk_error *e)
 {
     const uint8_t *f = v->footer;
-    const char *how = blk_opts_get(o, "force_size_calc");
-    bool by_size = how && !strcmp(how, "current_size");
-    bool by_chs = how && !strcmp(how, "chs");
+    bool by_size = calc == BY_SIZE, by_chs = calc == BY_GEOMETRY;
     uint64_t sectors = (uint64_t)be16(f + VF_CYLS) * f[VF_HEADS] * f[VF_TRACK];
 
-    if (how && !by_size && !by_chs) {
-        return blk_err(e, EINVAL, "Invalid size calculation mode: '%s'", how);
-    }
     by_chs = by_chs || !memcmp(f + VF_CREATOR, "vpc ", 4) || !memcmp(f + VF_CREATOR, "qemu", 4);
     if (!by_chs || sectors == VPC_GEOMETRY_MAX || by_size) {
         sectors = be64(f + VF_SIZE) / 512;
@@ -304,10 +311,12 @@ static void vpc_free(struct vpc *v)
 static int vpc_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 {
     struct vpc *v = calloc(1, sizeof(*v));
-    int err = v ? read_footer(n, v, e) : -ENOMEM;
+    enum size_calc calc;
+    int err = v ? take_size_calc(o, &calc, e) : -ENOMEM;
 
+    err = err ? err : read_footer(n, v, e);
     err = err ? err : check_footer(v, e);
-    err = err ? err : take_size(n, v, o, e);
+    err = err ? err : take_size(n, v, calc, e);
     if (!err && v->fixed) {
         n->starts_as_zeros = n->file->starts_as_zeros;
     } else if (!err) {
@@ -429,6 +438,13 @@ static int take_sectors(struct create *c, struct blk_opts *o, struct blk_error *
     return 0;
 }
 
+static int vpc_create_check(struct blk_opts *o, struct blk_error *e)
+{
+    struct create c = { 0 };
+    int err = take_format(&c, o, e);
+    return err ? err : take_sectors(&c, o, e);
+}
+
 static void build_footer(const struct create *c, uint8_t *f)
 {
     memset(f, 0, VF_BYTES);
@@ -517,5 +533,6 @@ const struct blk_driver blk_vpc = {
     .close = vpc_close,
     .submit = vpc_submit,
     .status = vpc_status,
+    .create_check = vpc_create_check,
     .create = vpc_create,
 };

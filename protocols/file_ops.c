@@ -157,14 +157,28 @@ static int ops_preallocate(const struct ops_resize *r)
     return ret ? blk_err_errno(r->e, ret, "Could not preallocate new data") : 0;
 }
 
+/* As QEMU: a file's first block is never a hole, so that probing the alignment of direct
+ * I/O has something to read.  Best effort. */
+static void ops_allocate_first(const struct ops_resize *r)
+{
+    static const char zeros[4096];
+
+    if (r->from == 0 && r->to > 0)
+        (void)!pwrite(r->fd, zeros, r->to < sizeof(zeros) ? 512 : sizeof(zeros), 0);
+}
+
 /* Blocking. A failure leaves the old length. */
 static int ops_resize(void *arg)
 {
     const struct ops_resize *r = arg;
     int ret;
 
-    if (r->prealloc == BLK_PREALLOC_OFF)
-        return ops_set_size(r->fd, r->to, r->e);
+    if (r->prealloc == BLK_PREALLOC_OFF) {
+        ret = ops_set_size(r->fd, r->to, r->e);
+        if (ret == 0)
+            ops_allocate_first(r);
+        return ret;
+    }
     if (r->to < r->from)
         return blk_err(r->e, ENOTSUP, "Cannot use preallocation for shrinking files");
     if (r->prealloc == BLK_PREALLOC_METADATA)

@@ -526,7 +526,8 @@ int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
         return err;
     }
     /* What the source's bitmaps would take; one that has some is not measured yet. */
-    out->has_bitmaps = c.h.version >= 3 && src && qcow2_could_have_bitmaps(src);
+    out->has_bitmaps = c.h.version >= 3 && src &&
+                       (src->drv->bitmaps || qcow2_could_have_bitmaps(src));
     out->fully_allocated = measure_file(&c, div_up(c.h.size, c.cluster));
     bool all = c.prealloc == BLK_PREALLOC_FULL || c.prealloc == BLK_PREALLOC_FALLOC;
     out->required = all ? out->fully_allocated : measure_file(&c, data);
