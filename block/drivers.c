@@ -12,8 +12,8 @@
 #include <unistd.h>
 
 extern const struct blk_driver blk_raw, blk_qcow2, blk_fault, blk_delay, blk_logwrites;
-extern const struct blk_driver blk_luks, blk_vhdx, blk_vdi, blk_vpc, blk_parallels;
-extern const struct blk_driver blk_vmdk;
+extern const struct blk_driver blk_luks, blk_vhdx, blk_vdi, blk_vpc, blk_parallels, blk_vmdk;
+extern const struct blk_driver blk_qcow;
 extern const struct blk_driver blk_file_driver, blk_host_device, blk_mem;
 
 const struct blk_driver *const blk_drivers[] = {
@@ -25,6 +25,7 @@ const struct blk_driver *const blk_drivers[] = {
     &blk_vpc,
     &blk_parallels,
     &blk_luks,
+    &blk_qcow,
     &blk_fault,
     &blk_delay,
     &blk_logwrites,

@@ -34,6 +34,7 @@ CASES = [
     ("vmdk, sparse with zero grains", "vmdk", "zeroed_grain=on", 4 << 20, 300),
     ("vdi", "vdi", "static=off", 12 << 20, 150),
     ("vpc", "vpc", "force_size=on", 12 << 20, 150),
+    ("qcow", "qcow", "encryption=off", 3 << 20, 200),
     ("parallels, 64 KiB clusters", "parallels", "cluster_size=64k", 4 << 20, 200),
 ]
 REPAIRED = ("vhdx", "parallels")        # formats whose check has -r

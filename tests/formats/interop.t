@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""interop.t - vdi, vpc and parallels (and qcow) between Platter and QEMU: each makes, fills and
+"""interop.t - vdi, vpc, parallels and qcow between Platter and QEMU: each makes, fills and
 reads the other's images; map, info and check say the same of them; what cannot be done
 is refused in the same words."""
 import json
@@ -27,6 +27,7 @@ CASES = [
     ("vpc", "subformat=fixed", 5 * MIB),
     ("parallels", "cluster_size=1M", 20 * MIB + 512),
     ("parallels", "cluster_size=64k", 20 * MIB + 512),
+    ("qcow", "encryption=off", 10 * MIB + 512),
 ]
 REFUSED = [
     # Words that say the same in both, nothing being left behind.
@@ -36,6 +37,9 @@ REFUSED = [
     "create -f vpc -o force_size=on x 3T", "create -f vpc -o subformat=fixed x 2041G",
     "create -f parallels -o cluster_size=0 x 1M", "create -f parallels -o cluster_size=2G x 1M",
     "create -f parallels -o cluster_size=512 x 4T", "create -f parallels -o what=1 x 1M",
+    "create -f qcow x 0", "create -f qcow -o encryption=maybe x 1M", "create -f qcow -o help",
+    "create -f qcow -o help x", "create -f qcow -b gone -F raw x", "info -f qcow plain",
+    "create -f qcow -o backing_fmt=what x 1M", "info -f qcow empty",
     "create -f vdi -o help", "create -f vpc -o help", "create -f parallels -o help",
     "create -f vdi -o help x", "create -f vpc -o help x", "create -f parallels -o help x",
     "info --image-opts driver=vpc,force_size_calc=none,file.filename=plain",
@@ -153,6 +157,40 @@ def made_alike(fmt, options, size):
        "ours   %s\ntheirs %s" % tuple(made))
 
 
+def deflated():
+    """Compressed clusters and a backing file, which QEMU writes, are read and overwritten."""
+    picture(3 * MIB, 5)
+    run(THEIRS, "convert", "-c", "-f", "raw", "-O", "qcow", "raw", "image")
+    r = run(OURS, "compare", "-f", "raw", "-F", "qcow", "raw", "image")
+    ok(r[0] == 0, "qcow: compressed clusters are read", r)
+    same("qcow: compressed clusters: map", "map", "--output=json", "image")
+    words = random_writes(7, 3 * MIB)
+    run(OUR_IO, "-f", "qcow", *words, "image")
+    run(THEIR_IO, "-f", "raw", *words, "raw")
+    for img in (OURS, THEIRS):
+        r = run(img, "compare", "-f", "raw", "-F", "qcow", "raw", "image")
+        ok(r[0] == 0, "qcow: compressed clusters are overwritten", r)
+
+
+def overlay():
+    for maker in (OURS, THEIRS):
+        picture(3 * MIB, 6)
+        run(THEIRS, "convert", "-f", "raw", "-O", "raw", "raw", "base")
+        r = run(maker, "create", "-f", "qcow", "-b", "base", "-F", "raw", "top", 4 * MIB)
+        ok(r[0] == 0, "qcow: an overlay is made", r)
+        run(THEIRS, "resize", "-q", "-f", "raw", "raw", 4 * MIB)
+        same("qcow: an overlay: info", "info", "-U", "top")
+        for seed, io in enumerate((OUR_IO, THEIR_IO)):
+            words = random_writes(seed + 20, 4 * MIB)
+            run(io, "-f", "qcow", *words, "top")
+            run(THEIR_IO, "-f", "raw", *words, "raw")
+        for img in (OURS, THEIRS):
+            r = run(img, "compare", "-f", "raw", "-F", "qcow", "raw", "top")
+            ok(r[0] == 0, "qcow: an overlay's copies on write are right", r)
+        same("qcow: an overlay: map", "map", "--output=json", "top")
+        os.unlink("top")
+
+
 def refusals():
     for line in REFUSED:
         results = []
@@ -173,6 +211,8 @@ def main():
             exchange(*case)
             write_both(*case)
             made_alike(*case)
+        deflated()
+        overlay()
         refusals()
         os.chdir("/")
     print("1..%d" % count)

@@ -138,7 +138,7 @@ static void reads_and_overwrites_switch_and_allocate_nothing(void **state)
 
 static void formats_with_a_block_map_do_neither(void **state)
 {
-    static const char *const formats[] = { "vdi", "vpc", "parallels" };
+    static const char *const formats[] = { "vdi", "vpc", "parallels", "qcow" };
     for (size_t i = 0; i < BLK_ARRAY_SIZE(formats); i++) {
         format = formats[i];
         reads_and_overwrites_switch_and_allocate_nothing(state);

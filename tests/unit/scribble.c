@@ -558,6 +558,7 @@ SCRIBBLE_AS(vpc_fixed, "vpc", "force_size=on,subformat=fixed", 2 << 20, 9 * MIB 
 SCRIBBLE_AS(parallels, "parallels", NULL, 1 << 20, 24 * MIB + 512, 3 << 20, 20, 0)
 SCRIBBLE_AS(parallels_small_clusters, "parallels", "cluster_size=4k", 4096, 16 * MIB + 512,
             200000, 5, 0)
+SCRIBBLE_AS(qcow, "qcow", NULL, 4096, 16 * MIB + 512, 200000, 5, 0)
 
 int main(void)
 {
@@ -591,6 +592,7 @@ int main(void)
         cmocka_unit_test(vpc_fixed),
         cmocka_unit_test(parallels),
         cmocka_unit_test(parallels_small_clusters),
+        cmocka_unit_test(qcow),
     };
 
     blk_program = "scribble";
