@@ -28,10 +28,11 @@ have = $(shell $(PKG_CONFIG) --exists $(1) 2>/dev/null && echo y)
 HAVE_URING ?= $(call have,liburing)
 HAVE_DEFLATE ?= $(call have,libdeflate)
 HAVE_GCRYPT ?= $(call have,libgcrypt)
+HAVE_BZIP2 ?= $(shell printf '\#include <bzlib.h>\n' | $(CC) -E -xc - >/dev/null 2>&1 && echo y)
 pkgs := jansson zlib libzstd $(if $(HAVE_URING),liburing) $(if $(HAVE_DEFLATE),libdeflate) $(if $(HAVE_GCRYPT),libgcrypt)
-base_flags += $(if $(HAVE_URING),-DHAVE_URING) $(if $(HAVE_DEFLATE),-DHAVE_DEFLATE) $(if $(HAVE_GCRYPT),-DHAVE_GCRYPT)
+base_flags += $(if $(HAVE_BZIP2),-DHAVE_BZIP2) $(if $(HAVE_URING),-DHAVE_URING) $(if $(HAVE_DEFLATE),-DHAVE_DEFLATE) $(if $(HAVE_GCRYPT),-DHAVE_GCRYPT)
 lib_cflags := $(shell $(PKG_CONFIG) --cflags $(pkgs) 2>/dev/null)
-lib_libs := $(shell $(PKG_CONFIG) --libs $(pkgs) 2>/dev/null) -pthread -ldl
+lib_libs := $(shell $(PKG_CONFIG) --libs $(pkgs) 2>/dev/null) $(if $(HAVE_BZIP2),-lbz2) -pthread -ldl
 
 lib_src := $(wildcard block/*.c formats/*.c formats/*/*.c protocols/*.c)
 img_src := $(wildcard img/*.c)

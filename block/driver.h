@@ -89,6 +89,7 @@ struct blk_driver {
 
     /* Score 0..100 for the first len (<= 4096) bytes of a file. Formats. */
     int (*probe)(const uint8_t *buf, size_t len);
+    const char *suffix;             /* of file names, where no probe() finds anything */
 
     /* Fiber.  Formats find n->file open (same flags).  Take what you know from
      * o (blk_opts_get*); the core rejects what is left.  Protocols find the name

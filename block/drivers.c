@@ -13,7 +13,7 @@
 
 extern const struct blk_driver blk_raw, blk_qcow2, blk_fault, blk_delay, blk_logwrites;
 extern const struct blk_driver blk_luks, blk_vhdx, blk_vdi, blk_vpc, blk_parallels, blk_vmdk;
-extern const struct blk_driver blk_qcow;
+extern const struct blk_driver blk_qcow, blk_dmg;
 extern const struct blk_driver blk_file_driver, blk_host_device, blk_mem;
 
 const struct blk_driver *const blk_drivers[] = {
@@ -26,6 +26,7 @@ const struct blk_driver *const blk_drivers[] = {
     &blk_parallels,
     &blk_luks,
     &blk_qcow,
+    &blk_dmg,
     &blk_fault,
     &blk_delay,
     &blk_logwrites,
@@ -251,6 +252,9 @@ const char *blk_build_info(void)
         }
     }
     snprintf(text + at, sizeof(text) - at, "\nlibraries: jansson zlib libzstd"
+#ifdef HAVE_BZIP2
+             " bzip2"
+#endif
 #ifdef HAVE_DEFLATE
              " libdeflate"
 #endif

@@ -156,6 +156,12 @@ static int check_loop(struct blk_node *above, struct blk_node *below, struct blk
 
 /* ---- format nodes ------------------------------------------------------------------------ */
 
+static bool has_suffix(const char *name, const char *suffix)
+{
+    size_t len = strlen(name), n = suffix ? strlen(suffix) : 0;
+    return n && len > n && !strcmp(name + len - n, suffix);
+}
+
 static int probe_format(struct blk_node *file, const struct blk_driver **drv, bool *guessed,
                         struct blk_error *e)
 {
@@ -174,7 +180,8 @@ static int probe_format(struct blk_node *file, const struct blk_driver **drv, bo
     *guessed = true;
     size_t len = (size_t)BLK_MIN(file->size, (uint64_t)PROBE_BYTES);
     for (size_t i = 0; blk_drivers[i]; i++) {
-        int score = blk_drivers[i]->probe ? blk_drivers[i]->probe(buf, len) : 0;
+        int score = blk_drivers[i]->probe ? blk_drivers[i]->probe(buf, len)
+                    : has_suffix(file->filename, blk_drivers[i]->suffix);
         if (score > best) {
             best = score;
             *drv = blk_drivers[i];

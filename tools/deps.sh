@@ -7,7 +7,7 @@
 set -euo pipefail
 
 build="gcc libc6-dev make pkg-config acpica-tools
-       libjansson-dev zlib1g-dev libzstd-dev liburing-dev libdeflate-dev libgcrypt20-dev libiscsi-dev libnfs-dev
+       libjansson-dev zlib1g-dev libzstd-dev liburing-dev libdeflate-dev libbz2-dev libgcrypt20-dev libiscsi-dev libnfs-dev
        libglusterfs-dev libnbd-dev libcurl4-gnutls-dev"
 # Unit tests and prove; python3 makes damaged images; the rest makes root file
 # systems and initial RAM disks for guests, and reaches the mirror.

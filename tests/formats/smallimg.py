@@ -1,9 +1,12 @@
-"""smallimg.py - small VDI, VHD, Parallels and qcow images, byte by byte, with any field
+"""smallimg.py - small VDI, VHD, Parallels, qcow and dmg images, byte by byte, with any field
 damaged: what the bad-input tests and the fuzzers' corpora are made of.
 
 Each maker takes fields by name and returns a bytearray; data blocks hold a byte that
 says which block they are."""
+import base64
+import bz2
 import struct
+import zlib
 
 ABSENT = 0xffffffff
 VDI_FIELDS = {"signature": (64, "<I"), "version": (68, "<I"), "header_size": (72, "<I"),
@@ -172,3 +175,53 @@ def seeds(fmt):
         yield "data", qcow()
         yield "l2-4k", qcow((1, 0, 2), cluster_bits=12, l2_bits=9)
         yield "overlay", qcow(backing=b"base.img")
+    elif fmt == "dmg":
+        yield "plist", dmg()[0]
+        yield "fork", dmg(fork=True)[0]
+        yield "bzip2", dmg(((DMG_BZIP2, 4), (DMG_IGNORE, 4), (DMG_RAW, 2)), fork=True)[0]
+
+
+DMG_ZERO, DMG_RAW, DMG_IGNORE, DMG_ZLIB, DMG_BZIP2 = 0, 1, 2, 0x80000005, 0x80000006
+DMG_TRAILER = {"data": (0x18, ">Q"), "rsrc": (0x28, ">Q"), "rsrc_len": (0x30, ">Q"),
+               "plist": (0xd8, ">Q"), "plist_len": (0xe0, ">Q"), "sectors": (0x1ec, ">Q")}
+
+
+def dmg(chunks=((DMG_ZLIB, 8), (DMG_ZERO, 16), (DMG_RAW, 4)), fork=False, odd=0, patch=None,
+        **fields):
+    """chunks: type and sectors each; chunk i holds the byte i + 1.  patch: i -> a dict of
+    sector, count, offset, length to say instead.  Returns the file and the guest's bytes."""
+    buf, guest, sector, table = bytearray(b"data"), bytearray(), 0, bytearray()
+    for i, (kind, count) in enumerate(chunks):
+        data = bytes([i + 1]) * (count * 512)
+        if kind == DMG_ZLIB:
+            stored = zlib.compress(data)
+        elif kind == DMG_BZIP2:
+            stored = bz2.compress(data)
+        elif kind == DMG_RAW:
+            stored = data
+        else:
+            stored, data = b"", bytes(len(data))
+        said = dict(sector=sector, count=count, offset=len(buf) - 4, length=len(stored))
+        said.update((patch or {}).get(i, {}))
+        table += struct.pack(">IIQQQQ", kind, 0, said["sector"], said["count"],
+                             said["offset"] & (2**64 - 1), said["length"])
+        buf += stored
+        guest += data
+        sector += count
+    table += struct.pack(">IIQQQQ", 0xffffffff, 0, sector, 0, 0, 0)
+    mish = struct.pack(">IIQQQ", 0x6d697368, 1, 0, sector, 0) + bytes(172) + table
+    at = len(buf)
+    if fork:
+        body = struct.pack(">I", len(mish)) + mish
+        info = struct.pack(">IIII", 16, 16 + len(body), len(body), 0) + body
+    else:
+        text = base64.encodebytes(mish).decode().replace("\n", "\n\t\t")
+        info = ("<plist><dict><data>\n\t\t%s</data></dict></plist>\n" % text).encode()
+    buf += info + bytes(odd)
+    trailer = bytearray(512)
+    trailer[:4] = b"koly"
+    values = dict(data=4, rsrc=at if fork else 0, rsrc_len=len(info) if fork else 0,
+                  plist=0 if fork else at, plist_len=0 if fork else len(info), sectors=sector)
+    values.update(fields)
+    put(trailer, DMG_TRAILER, values)
+    return buf + trailer, bytes(guest)
