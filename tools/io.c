@@ -355,24 +355,29 @@ static bool cmd_map(struct shell *sh, int argc, char **argv)
     return true;
 }
 
-/* The members that are plain values, '-' in names shown as a space. */
-static void io_print_json(const json_t *o)
+/* What stands behind "key:"; '-' in names shown as a space. */
+static void io_print_json(int indent, const json_t *v)
 {
     const char *key;
-    json_t *v;
+    json_t *member;
+    size_t i;
 
-    json_object_foreach((json_t *)o, key, v) {
-        printf("    ");
+    if (json_is_string(v))
+        printf(" %s\n", json_string_value(v));
+    else if (json_is_integer(v))
+        printf(" %lld\n", (long long)json_integer_value(v));
+    else
+        printf(json_is_boolean(v) ? " %s\n" : "\n", json_is_true(v) ? "true" : "false");
+    json_object_foreach((json_t *)(uintptr_t)v, key, member) {
+        printf("%*s", (indent + 1) * 4, "");
         for (const char *c = key; *c; c++)
             putchar(*c == '-' ? ' ' : *c);
-        if (json_is_string(v))
-            printf(": %s\n", json_string_value(v));
-        else if (json_is_integer(v))
-            printf(": %lld\n", (long long)json_integer_value(v));
-        else if (json_is_boolean(v))
-            printf(": %s\n", json_is_true(v) ? "true" : "false");
-        else
-            printf(": ...\n");
+        putchar(':');
+        io_print_json(indent + 1, member);
+    }
+    json_array_foreach(v, i, member) {
+        printf("%*s[%zu]:", (indent + 1) * 4, "", i);
+        io_print_json(indent + 1, member);
     }
 }
 
@@ -392,8 +397,8 @@ static bool cmd_info(struct shell *sh, int argc, char **argv)
     io_size_text((double)info.vm_state_offset, text, sizeof(text));
     printf("vm state offset: %s\n", text);
     if (info.specific) {
-        printf("Format specific information:\n");
-        io_print_json(info.specific);
+        printf("Format specific information:");
+        io_print_json(0, info.specific);
     }
     blk_info_free(&info);
     return true;

@@ -222,6 +222,12 @@ static int place_all(struct packed *p, uint64_t at)
     return err;
 }
 
+static int refuse_rewrite(void)
+{
+    blk_report("Could not write to allocated cluster for streamOptimized");
+    return -EIO;
+}
+
 /* In the request's turn: none of its grains has a place; reserve one for all. */
 static int reserve_all(struct packed *p, uint64_t *at)
 {
@@ -235,8 +241,7 @@ static int reserve_all(struct packed *p, uint64_t *at)
             return err;
         }
         if (v != BM_ABSENT && v != BM_ZERO) {
-            blk_report("Could not write to allocated cluster for streamOptimized");
-            return -EIO;
+            return refuse_rewrite();
         }
         len += p->grains[i].out_len;
     }
@@ -283,11 +288,12 @@ static int packed_init(struct packed *p, const struct blk_req *req)
 int vmdk_write_packed(struct vmdk_extent *x, struct blk_req *req)
 {
     struct packed p = { .x = x };
-    uint64_t in = req->offset - x->start, end = req->offset + req->length, at = 0;
+    uint64_t in = req->offset - x->start, end = req->offset + req->length, at = 0, v = BM_ABSENT;
 
     if (!x->markers || in % x->map.block_size ||
         (req->length % x->map.block_size && end != x->end)) {
-        return -EINVAL;
+        int looked = blockmap_get(&x->map, in / x->map.block_size, &v);
+        return looked ? looked : v != BM_ABSENT && v != BM_ZERO ? refuse_rewrite() : -EINVAL;
     }
     uint64_t ticket = x->tickets++;
     int err = packed_init(&p, req);
