@@ -14,7 +14,7 @@ sys.path.insert(0, HERE)
 import corpus                                                   # noqa: E402
 
 B = os.environ.get("B", "build")
-FORMATS = ("qcow2", "vdi", "vpc", "parallels", "vmdk", "vhdx", "qcow")
+FORMATS = ("qcow2", "vdi", "vpc", "parallels", "vmdk", "vhdx", "qcow", "dmg")
 MUTATIONS = os.environ.get("FUZZ_MUTATIONS", "400")
 SEED = os.environ.get("FUZZ_SEED", "1")
 
