@@ -196,6 +196,10 @@ int blk_parts_end(struct blk_parts *p);        /* wait, free; first error. NULL:
 
 /* Filters, in open(): size, capabilities and limits of n->file. */
 void blk_filter_inherit(struct blk_node *n);
+/* A node of a format's own between it and file, which stays the caller's: a filter that
+ * is in no graph.  Free it when nothing is in flight. NULL: no memory. */
+struct blk_node *blk_between_new(struct blk_node *file, const struct blk_driver *drv, void *state);
+void blk_between_free(struct blk_node *n);      /* NULL is fine */
 
 /* ---- opening children ------------------------------------------------------- */
 

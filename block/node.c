@@ -91,6 +91,26 @@ void blk_filter_inherit(struct blk_node *n)
     n->zero_may_be_slow = c->zero_may_be_slow;
 }
 
+struct blk_node *blk_between_new(struct blk_node *file, const struct blk_driver *drv, void *state)
+{
+    struct blk_node *n = blk_node_new(file->loop, drv, file->filename, file->oflags);
+    if (n) {
+        n->file = file;
+        n->state = state;
+        n->read_only = file->read_only;
+        blk_filter_inherit(n);
+    }
+    return n;
+}
+
+void blk_between_free(struct blk_node *n)
+{
+    if (n) {
+        n->file = NULL;
+        blk_node_free(n);
+    }
+}
+
 /* ---- closing ------------------------------------------------------------------- */
 
 /* The i-th storage of a layer, NULL where there is none, up to 2 + n->nmore. */

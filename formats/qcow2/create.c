@@ -44,10 +44,12 @@ const struct blk_option_desc qcow2_create_opts[] = {
 struct create {
     struct qcow2_header h;
     const char *backing, *backing_fmt, *data_file;
+    struct qcow2_crypt_create *crypt;       /* LUKS */
+    struct qcow2_ext *ext;                  /* that names its header, malloc'd */
     enum blk_prealloc prealloc;
     uint64_t cluster, per_l2, per_block;    /* bytes, entries, counts */
     /* In clusters; data: what L2 tables map. */
-    uint64_t data, l2, l1, blocks, reft, total;
+    uint64_t data, l2, l1, blocks, reft, crypt_header, total;
 };
 
 /* ---- options ---------------------------------------------------------------------------- */
@@ -68,23 +70,9 @@ static int take_compat(struct create *c, struct blk_opts *o, struct blk_error *e
 
 static int take_unsupported(struct blk_opts *o, struct blk_error *e)
 {
-    static const char *const named[] = { "encrypt.format", "encrypt.key-secret",
-        "encrypt.cipher-alg", "encrypt.cipher-mode", "encrypt.ivgen-alg",
-        "encrypt.ivgen-hash-alg", "encrypt.hash-alg", "encrypt.iter-time" };
-    static const char *const flags[] = { "encryption", "extended_l2" };
-    for (size_t i = 0; i < BLK_ARRAY_SIZE(named); i++) {
-        if (blk_opts_get(o, named[i])) {
-            return blk_err(e, ENOTSUP, "Option '%s' is not supported", named[i]);
-        }
-    }
-    for (size_t i = 0; i < BLK_ARRAY_SIZE(flags); i++) {
-        bool on = false;
-        int err = blk_opts_get_bool(o, flags[i], &on, e);
-        if (err || on) {
-            return err ? err : blk_err(e, ENOTSUP, "Option '%s' is not supported", flags[i]);
-        }
-    }
-    return 0;
+    bool on = false;
+    int err = blk_opts_get_bool(o, "extended_l2", &on, e);
+    return err || !on ? err : blk_err(e, ENOTSUP, "Option 'extended_l2' is not supported");
 }
 
 static int take_cluster_size(struct create *c, struct blk_opts *o, struct blk_error *e)
@@ -225,9 +213,11 @@ static void lay_out(struct create *c, uint64_t data)
     c->data = data;
     c->l2 = div_up(data, entries);
     c->l1 = BLK_MAX(div_up(c->h.l1_size * 8ull, c->cluster), 1u);
+    c->crypt_header = div_up(qcow2_crypt_create_bytes(c->crypt), c->cluster);
     c->reft = c->blocks = 1;
     for (;;) {
-        c->total = 1 + c->reft + c->blocks + c->l1 + c->l2 + (c->data_file ? 0 : c->data);
+        c->total = 1 + c->reft + c->blocks + c->l1 + c->crypt_header + c->l2 +
+                   (c->data_file ? 0 : c->data);
         uint64_t blocks = div_up(c->total, c->per_block), reft = div_up(blocks * 8, c->cluster);
         if (blocks <= c->blocks && reft <= c->reft) {
             break;
@@ -254,7 +244,7 @@ static int take_size(struct create *c, struct blk_opts *o, struct blk_error *e)
     return 0;
 }
 
-static int take_options(struct create *c, struct blk_opts *o, struct blk_error *e)
+static int take_options(struct create *c, struct blk_opts *o, bool measure, struct blk_error *e)
 {
     const char *p = blk_opts_get(o, "preallocation");
     int err = take_compat(c, o, e);
@@ -266,6 +256,7 @@ static int take_options(struct create *c, struct blk_opts *o, struct blk_error *
     err = err ? err : take_data_file(c, o, e);
     err = err ? err : take_compression(c, o, e);
     err = err ? err : take_size(c, o, e);
+    err = err ? err : qcow2_crypt_create_options(o, !measure, &c->h.crypt_method, &c->crypt, e);
     if (!err) {
         lay_out(c, c->prealloc == BLK_PREALLOC_OFF ? 0 : div_up(c->h.size, c->cluster));
     }
@@ -278,7 +269,8 @@ static int build_header(struct create *c, uint8_t *buf, struct blk_error *e)
 {
     struct blk_node names = { .backing_name = (char *)(uintptr_t)c->backing,
                               .backing_format = (char *)(uintptr_t)c->backing_fmt };
-    struct qcow2 q = { .n = &names, .h = c->h, .data_name = (char *)(uintptr_t)c->data_file };
+    struct qcow2 q = { .n = &names, .h = c->h, .data_name = (char *)(uintptr_t)c->data_file,
+                       .exts = c->ext };
     if (c->h.version >= 3) {
         q.features = (uint8_t *)(uintptr_t)qcow2_feature_table;
         q.features_len = sizeof(qcow2_feature_table);
@@ -327,7 +319,8 @@ static int write_blocks(const struct create *c, struct blk_node *file, uint8_t *
 /* Host cluster of L2 table i: tables are followed by what they map. */
 static uint64_t l2_at(const struct create *c, uint64_t i)
 {
-    return 1 + c->reft + c->blocks + c->l1 + i * (c->data_file ? 1 : 1 + c->per_l2);
+    return 1 + c->reft + c->blocks + c->l1 + c->crypt_header +
+           i * (c->data_file ? 1 : 1 + c->per_l2);
 }
 
 /* Host cluster of what entry k of L2 table i maps. */
@@ -383,6 +376,10 @@ static int create_write(struct create *c, struct blk_node *file, struct blk_erro
     err = err ? err : write_blocks(c, file, buf);
     err = err ? err : write_l1(c, file, buf);
     err = err ? err : write_l2(c, file, buf);
+    if (!err && c->crypt) {
+        err = qcow2_crypt_create_write(c->crypt, file,
+                                       (1 + c->reft + c->blocks + c->l1) * c->cluster, &c->ext, e);
+    }
     /* The header last: until then it is no image. */
     err = err ? err : co_flush(file);
     err = err ? err : build_header(c, buf, e);
@@ -407,22 +404,37 @@ static int create_data_file(struct create *c, struct blk_loop *l, struct blk_opt
     return err ? err : r;
 }
 
+static void create_free(struct create *c)
+{
+    free(c->crypt);
+    free(c->ext);
+}
+
+static int create_all(struct create *c, struct blk_loop *l, struct blk_node *file,
+                      struct blk_opts *o, struct blk_error *e)
+{
+    int err = take_options(c, o, false, e);
+
+    if (err) {
+        return err;
+    }
+    c->h.reft_offset = c->cluster;
+    c->h.reft_clusters = (uint32_t)c->reft;
+    c->h.l1_offset = (1 + c->reft + c->blocks) * c->cluster;
+    if (c->data_file && (err = create_data_file(c, l, o, e))) {
+        return err;
+    }
+    err = create_write(c, file, e);
+    return err ? blk_err_errno(e, -err, "Could not write qcow2 metadata") : 0;
+}
+
 int qcow2_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
                  struct blk_error *e)
 {
     struct create c = { 0 };
-    int err = take_options(&c, o, e);
-    if (err) {
-        return err;
-    }
-    c.h.reft_offset = c.cluster;
-    c.h.reft_clusters = (uint32_t)c.reft;
-    c.h.l1_offset = (1 + c.reft + c.blocks) * c.cluster;
-    if (c.data_file && (err = create_data_file(&c, l, o, e))) {
-        return err;
-    }
-    err = create_write(&c, file, e);
-    return err ? blk_err_errno(e, -err, "Could not write qcow2 metadata") : 0;
+    int err = create_all(&c, l, file, o, e);
+    create_free(&c);
+    return err;
 }
 
 /* ---- for an image that is written forward (stream.c) ------------------------------------------- */
@@ -430,7 +442,7 @@ int qcow2_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
 int qcow2_create_plan(struct blk_opts *o, struct qcow2_header *h, struct blk_error *e)
 {
     struct create c = { 0 };
-    int err = take_options(&c, o, e);
+    int err = take_options(&c, o, false, e);
 
     if (!err && c.backing) {
         err = blk_err(e, ENOTSUP, "An image that is written to a pipe cannot have a backing file");
@@ -440,6 +452,7 @@ int qcow2_create_plan(struct blk_opts *o, struct qcow2_header *h, struct blk_err
                       "encrypted or have a data file");
     }
     *h = c.h;
+    create_free(&c);
     return err;
 }
 
@@ -514,7 +527,9 @@ int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
     if (src) {
         blk_opts_setf(o, "size", "%llu", (unsigned long long)src->size);
     }
-    int err = take_options(&c, o, e);
+    int err = take_options(&c, o, true, e);
+    uint64_t header = c.crypt_header * c.cluster;
+    create_free(&c);
     if (err == -EFBIG) {
         blk_error_clear(e);
         blk_err(e, EFBIG, "The image size is too large (try using a larger cluster size)");
@@ -531,5 +546,7 @@ int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
     out->fully_allocated = measure_file(&c, div_up(c.h.size, c.cluster));
     bool all = c.prealloc == BLK_PREALLOC_FULL || c.prealloc == BLK_PREALLOC_FALLOC;
     out->required = all ? out->fully_allocated : measure_file(&c, data);
+    out->fully_allocated += header;
+    out->required += header;
     return 0;
 }

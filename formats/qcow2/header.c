@@ -420,11 +420,7 @@ static int check_features(struct qcow2 *q, struct blk_error *e)
         return blk_err(e, EINVAL,
                        "qcow2: Compression type incompatible feature bit must not be set");
     }
-    if (h->crypt_method == 1 || h->crypt_method == 2) {
-        return blk_err(e, ENOTSUP, "Encrypted qcow2 images (%s) are not supported",
-                       h->crypt_method == 1 ? "AES" : "LUKS");
-    }
-    if (h->crypt_method) {
+    if (h->crypt_method > QCOW2_CRYPT_LUKS) {
         return blk_err(e, EINVAL, "Unsupported encryption method %u", h->crypt_method);
     }
     if (h->incompatible & QCOW2_INC_CORRUPT && q->writable && !(q->n->oflags & BLK_O_CHECK)) {

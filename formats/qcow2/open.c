@@ -173,6 +173,7 @@ static void qcow2_free(struct qcow2 *q)
     }
     free(q->features);
     free(q->data_name);
+    qcow2_crypt_free(q);
     free(q->l1);
     free(q->l1_dirty);
     free(q->l1_bad);
@@ -196,6 +197,7 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
     n->state = q;
     err = qcow2_header_read(q, e);
     err = err ? err : qcow2_data_open(q, o, e);
+    err = err ? err : qcow2_crypt_open(q, o, e);
     if (err) {
         goto fail;
     }
@@ -209,6 +211,9 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
         blk_err(e, ENOMEM, "Cannot allocate memory");
     }
     err = err ? err : qcow2_l1_load(q, e);
+    for (uint32_t i = 0; !err && q->crypt && i < q->h.l1_size; i++) {
+        n->starts_as_zeros &= !q->l1[i];        /* preallocated clusters hold noise */
+    }
     if (!err && q->writable) {
         err = open_writable(q, e);
     }
@@ -278,6 +283,10 @@ static int qcow2_info(struct blk_node *n, struct blk_info *out, struct blk_error
         }
         json_object_set_new(j, "corrupt", json_boolean(q->h.incompatible & QCOW2_INC_CORRUPT));
         json_object_set_new(j, "extended-l2", json_boolean(false));
+    }
+    if (q->crypt) {
+        qcow2_crypt_info(q, j);
+        out->encrypted = true;
     }
     out->specific = j;
     out->dirty = q->h.incompatible & QCOW2_INC_DIRTY;

@@ -12,6 +12,7 @@
  * flush.c     the order in which metadata reaches the disk
  * read.c, write.c, zero.c   guest requests
  * datafile.c  guest data in a file of its own
+ * crypt.c     encrypted guest data
  * compress.c, deflate.c      reading compressed clusters, writing them
  * create.c, stream.c, resize.c, check*.c, snapshot.c, compact*.c   image operations
  *
@@ -31,6 +32,7 @@
 #define QCOW2_MAX_REFTABLE_BYTES (8u << 20)
 #define QCOW2_MAX_SNAPSHOTS 65536u
 #define QCOW2_MAX_SNAPTABLE_BYTES (64u << 20)
+#define QCOW2_MAX_CRYPTO_BYTES (64u << 20)  /* encryption header with its key material */
 #define QCOW2_MAX_EXTENSIONS 4096u          /* header extensions read */
 
 /* L1 and L2 entries */
@@ -64,6 +66,8 @@ enum {                                      /* header extensions */
     QCOW2_EXT_CRYPTO = 0x0537be77,
     QCOW2_EXT_DATA_FILE = 0x44415441,
 };
+
+enum { QCOW2_CRYPT_NONE, QCOW2_CRYPT_AES, QCOW2_CRYPT_LUKS };   /* crypt_method */
 
 /* Byte positions in the on-disk header (header.c). */
 enum {
@@ -132,6 +136,7 @@ struct qcow2 {
     struct blk_node *data;                  /* of guest clusters: file, or an external data file;
                                                metadata and compressed data are in file. NULL: an
                                                external one that only info does not need */
+    struct qcow2_crypt *crypt;              /* NULL: not encrypted; LUKS: data is its node */
     char *data_name;                        /* as the image names it, or NULL */
     struct qcow2_header h;
     uint32_t cluster_size, l2_bits, slice_bits; /* entries: 1 << bits */
@@ -207,7 +212,7 @@ enum qcow2_type {
 
 static inline bool qcow2_external(const struct qcow2 *q)
 {
-    return q->data != q->file;
+    return q->h.incompatible & QCOW2_INC_DATA_FILE;
 }
 
 static inline enum qcow2_type qcow2_entry_type(const struct qcow2 *q, uint64_t entry)
@@ -507,6 +512,26 @@ int qcow2_data_clear(struct qcow2 *q, uint64_t off, uint64_t len);
 int qcow2_data_resize(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_error *e);
 /* amend: the data file is to be opened by this name from now on; "": none. Fiber. */
 int qcow2_set_data_name(struct qcow2 *q, const char *name, struct blk_error *e);
+
+/* ---- crypt.c ----------------------------------------------------------------------------------- */
+
+/* Read and check what the image says of encryption, take "encrypt.*" from o and, unless
+ * only metadata is wanted, the key; LUKS changes q->data, which is set. Fiber. */
+int qcow2_crypt_open(struct qcow2 *q, struct blk_opts *o, struct blk_error *e);
+void qcow2_crypt_free(struct qcow2 *q);
+/* A request of an encrypted image: false: take it as any other. */
+bool qcow2_crypt_submit(struct qcow2 *q, struct blk_req *req);
+int qcow2_crypt_mark(struct qcow2 *q);              /* its header is metadata */
+void qcow2_crypt_info(struct qcow2 *q, json_t *specific);
+int qcow2_crypt_amend(struct qcow2 *q, struct blk_opts *o, bool force, struct blk_error *e);
+/* Creation: the header's crypt_method and, for LUKS, what makes a header of _bytes() in
+ * the file at offset; *ext names it, the caller's, malloc'd.  Free *out with free(). */
+struct qcow2_crypt_create;
+int qcow2_crypt_create_options(struct blk_opts *o, bool need_key, uint32_t *method,
+                               struct qcow2_crypt_create **out, struct blk_error *e);
+uint64_t qcow2_crypt_create_bytes(const struct qcow2_crypt_create *c);
+int qcow2_crypt_create_write(struct qcow2_crypt_create *c, struct blk_node *file, uint64_t offset,
+                             struct qcow2_ext **ext, struct blk_error *e);
 
 /* ---- image operations ------------------------------------------------------------------------- */
 

@@ -166,6 +166,9 @@ void qcow2_submit(struct blk_node *n, struct blk_req *req)
         blk_complete(req, -EIO);        /* opened for its metadata only */
         return;
     }
+    if (q->crypt && qcow2_crypt_submit(q, req)) {
+        return;
+    }
     switch (req->op) {
     case BLK_READ:
         if (!fast_read(q, req)) {
@@ -366,6 +369,9 @@ static void status_set(struct qcow2 *q, const struct extent *x, struct blk_statu
     default:
         st->flags = 0;
         break;
+    }
+    if (q->crypt) {
+        st->flags &= ~(unsigned)BLK_ST_OFFSET;      /* what lies there is nobody's to read */
     }
 }
 

@@ -234,6 +234,7 @@ int qcow2_meta_init(struct qcow2 *q)
     err = err ? err : meta_add_own(q, q->h.l1_offset, qcow2_clusters(q, q->h.l1_size * 8ull));
     err = err ? err : meta_add_own(q, q->h.reft_offset, q->h.reft_clusters);
     err = err ? err : qcow2_snapshots_mark(q);
+    err = err ? err : qcow2_crypt_mark(q);
     for (uint64_t i = 0; !err && i < q->reft_len; i++) {
         if (q->reft[i]) {
             err = meta_add_own(q, q->reft[i], 1);
@@ -432,6 +433,7 @@ static int alloc_locked(struct qcow2 *q, uint64_t want, bool exact, struct qcow2
         if (out->fresh) {
             q->zero_from = (start + run) << q->h.cluster_bits;
         }
+        out->fresh &= !q->crypt;            /* zeros there are noise to the guest */
     }
     return err;
 }
@@ -701,6 +703,9 @@ int qcow2_free_now(struct qcow2 *q, struct qcow2_run *list)
 {
     int err = 0;
     if (list) {
+        if (q->crypt && q->data) {
+            blk_epoch_wait(q->data);    /* on their way to the file, and */
+        }
         blk_epoch_wait(q->file);        /* requests that may still touch them */
     }
     while (list) {
