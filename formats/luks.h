@@ -105,15 +105,16 @@ int luks_create_write(struct luks_create *c, const struct luks_place *at,
 
 /* ---- luks_amend.c ---------------------------------------------------------------------- */
 
+/* In alphabetical order, as help prints them. */
 #define LUKS_AMEND_OPTS(prefix) \
-    { prefix "state", BLK_OPT_STRING, \
-      "Select new state of affected keyslots (active/inactive)", NULL }, \
+    { prefix "iter-time", BLK_OPT_NUMBER, "Time to spend in PBKDF in milliseconds", NULL }, \
+    { prefix "keyslot", BLK_OPT_NUMBER, "Select a single keyslot to modify explicitly", NULL }, \
     { prefix "new-secret", BLK_OPT_STRING, \
       "New secret to set in the matching keyslots. Empty string to erase", NULL }, \
     { prefix "old-secret", BLK_OPT_STRING, \
       "Select all keyslots that match this password", NULL }, \
-    { prefix "keyslot", BLK_OPT_NUMBER, "Select a single keyslot to modify explicitly", NULL }, \
-    { prefix "iter-time", BLK_OPT_NUMBER, "Time to spend in PBKDF in milliseconds", NULL }
+    { prefix "state", BLK_OPT_STRING, \
+      "Select new state of affected keyslots (active/inactive)", NULL }
 /* Change the key slots as o ("PREFIXstate", ...) says.  secret: the one the image was
  * opened with.  Fiber. */
 int luks_amend(const struct luks_place *at, struct luks_header *h, struct blk_opts *o,

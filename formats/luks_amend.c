@@ -48,7 +48,7 @@ static int take_options(struct amend *a, struct blk_opts *o, const char *prefix,
     }
     a->slot = (int64_t)slot;
     if (!a->state) {
-        return blk_err(e, EINVAL, "Parameter '%sstate' is missing", prefix);
+        return blk_err(e, EINVAL, "Parameter 'state' is missing");
     }
     if (strcmp(a->state, "active") && strcmp(a->state, "inactive")) {
         return blk_err(e, EINVAL, "Parameter 'state' does not accept value '%s'", a->state);

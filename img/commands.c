@@ -4,6 +4,7 @@
 #include "img/img.h"
 
 const struct img_command *const img_commands[] = {
+    &img_amend,
     &img_bench,
     &img_check,
     &img_commit,

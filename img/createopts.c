@@ -170,6 +170,13 @@ static void print_desc(const struct blk_option_desc *d)
     putchar('\n');
 }
 
+void img_print_descs(const struct blk_option_desc *d)
+{
+    for (; d->name; d++) {
+        print_desc(d);
+    }
+}
+
 int img_print_create_options(const char *format, const char *filename)
 {
     struct blk_error e = BLK_ERROR_INIT;
@@ -186,9 +193,7 @@ int img_print_create_options(const char *format, const char *filename)
     } else {
         printf("Supported %s options:\n", format);
     }
-    for (size_t i = 0; i < n; i++) {
-        print_desc(&descs[i]);
-    }
+    img_print_descs(descs);
     if (!filename) {
         printf("\nThe protocol level may support further options.\n"
                "Specify the target filename to include those options.\n");

@@ -30,7 +30,7 @@ struct img_command {
 };
 
 extern const struct img_command *const img_commands[];  /* commands.c; NULL-terminated */
-extern const struct img_command img_bench, img_check, img_commit, img_compact, img_compare, img_convert,
+extern const struct img_command img_amend, img_bench, img_check, img_commit, img_compact, img_compare, img_convert,
     img_create, img_dd, img_digest, img_info, img_map, img_measure, img_rebase,
     img_resize, img_snapshot;
 
@@ -88,6 +88,8 @@ int img_cache_flags(const char *mode, unsigned *flags);
 int img_add_options(char **all, const char *more);
 /* Does the list ask for help ("help" or "?")? */
 bool img_options_want_help(const char *options);
+/* Lines of -o help, in the order of d. */
+void img_print_descs(const struct blk_option_desc *d);
 /* -o help; filename NULL when none was given.  Returns the exit status. */
 int img_print_create_options(const char *format, const char *filename);
 /* --object text: define it.  Prints and returns -EINVAL if that fails; help ends the

@@ -88,12 +88,22 @@ static void header_encode(const struct qcow2_header *h, uint8_t *b)
     }
 }
 
+static void set_geometry(struct qcow2 *q)
+{
+    q->cluster_size = 1u << q->h.cluster_bits;
+    q->wide = q->h.incompatible & QCOW2_INC_EXTL2 ? 1 : 0;
+    q->l2_bits = q->h.cluster_bits - 3 - q->wide;
+    q->refcount_bits = 1u << q->h.refcount_order;
+    q->refblock_bits = q->h.cluster_bits + 3 - q->h.refcount_order;
+}
+
 int qcow2_header_reload(struct qcow2 *q)
 {
     uint8_t fixed[QH_FULL];
     int err = co_read(q->file, 0, fixed, sizeof(fixed));
     if (!err) {
         header_decode(fixed, &q->h);
+        set_geometry(q);
     }
     return err;
 }
@@ -204,10 +214,16 @@ static int build_fitting(struct qcow2 *q, uint8_t *buf, size_t len)
     return err;
 }
 
+/* The length of the fixed header in a header area: its version need not be q's. */
+static size_t length_in(const uint8_t *buf)
+{
+    return be32(buf + QH_VERSION) < 3 ? QH_V2_END : be32(buf + QH_HEADER_LENGTH);
+}
+
 /* Where the extensions in a header area end (after their end mark). */
 static size_t extensions_end(const struct qcow2 *q, const uint8_t *buf)
 {
-    size_t at = q->h.header_length, end = q->cluster_size;
+    size_t at = length_in(buf), end = q->cluster_size;
     while (end - at >= 8 && be32(buf + at) != QCOW2_EXT_END &&
            blk_align_up(be32(buf + at + 4), 8) <= end - at - 8) {
         at += 8 + blk_align_up(be32(buf + at + 4), 8);
@@ -220,13 +236,13 @@ static size_t extensions_end(const struct qcow2 *q, const uint8_t *buf)
  * do not fit. */
 static bool squeeze_first(const struct qcow2 *q, const uint8_t *old, uint8_t *first)
 {
-    struct header_out o = { first, SECTOR, q->h.header_length };
-    size_t at = q->h.header_length, end = extensions_end(q, old);
+    struct header_out o = { first, SECTOR, length_in(old) };
+    size_t at = length_in(old), end = extensions_end(q, old);
     uint64_t name = be64(old + QH_BACKING_OFFSET);
     int err = 0;
 
     memset(first, 0, SECTOR);
-    memcpy(first, old, q->h.header_length);
+    memcpy(first, old, length_in(old));
     while (!err && end - at > 8) {
         uint32_t magic = be32(old + at), len = be32(old + at + 4);
         if (magic != QCOW2_EXT_FEATURES) {
@@ -602,15 +618,6 @@ static int read_backing_name(struct qcow2 *q, const uint8_t *buf, struct blk_err
     }
     q->n->backing_name = strndup((const char *)buf + off, len);
     return q->n->backing_name ? 0 : -ENOMEM;
-}
-
-static void set_geometry(struct qcow2 *q)
-{
-    q->cluster_size = 1u << q->h.cluster_bits;
-    q->wide = q->h.incompatible & QCOW2_INC_EXTL2 ? 1 : 0;
-    q->l2_bits = q->h.cluster_bits - 3 - q->wide;
-    q->refcount_bits = 1u << q->h.refcount_order;
-    q->refblock_bits = q->h.cluster_bits + 3 - q->h.refcount_order;
 }
 
 int qcow2_header_read(struct qcow2 *q, struct blk_error *e)

@@ -91,6 +91,23 @@ static int clear_autoclear(struct qcow2 *q, struct blk_error *e)
     return err ? blk_err_errno(e, -err, "Could not update qcow2 header") : 0;
 }
 
+int qcow2_reload(struct qcow2 *q, struct blk_error *e)
+{
+    qcow2_cache_drop(q);
+    free(q->l1);
+    free(q->l1_dirty);
+    free(q->l1_bad);
+    free(q->reft);
+    qcow2_sets_free(q);
+    q->l1 = q->reft = NULL;
+    q->l1_dirty = q->l1_bad = NULL;
+    q->reft_bad = 0;
+    int r = qcow2_header_reload(q);
+    r = r ? r : qcow2_l1_load(q, e);
+    r = r ? r : qcow2_reft_load(q, e);
+    return r ? r : qcow2_meta_init(q);
+}
+
 /* The checker works from the file alone: write back, forget, and load again what
  * it may have changed. */
 static int qcow2_check(struct blk_node *n, struct blk_check *c, int fix, struct blk_error *e)
@@ -106,19 +123,7 @@ static int qcow2_check(struct blk_node *n, struct blk_check *c, int fix, struct 
         return err;
     }
     /* Also after a repair that failed: it may have got somewhere. */
-    qcow2_cache_drop(q);
-    free(q->l1);
-    free(q->l1_dirty);
-    free(q->l1_bad);
-    free(q->reft);
-    qcow2_sets_free(q);
-    q->l1 = q->reft = NULL;
-    q->l1_dirty = q->l1_bad = NULL;
-    q->reft_bad = 0;
-    int r = qcow2_header_reload(q);
-    r = r ? r : qcow2_l1_load(q, e);
-    r = r ? r : qcow2_reft_load(q, e);
-    r = r ? r : qcow2_meta_init(q);
+    int r = qcow2_reload(q, e);
     return err ? err : r;
 }
 
@@ -299,6 +304,7 @@ const struct blk_driver blk_qcow2 = {
     .name = "qcow2",
     .compresses = true,
     .create_opts = qcow2_create_opts,
+    .amend_opts = qcow2_amend_opts,
     .probe = qcow2_probe,
     .open = qcow2_open,
     .close = qcow2_close,
@@ -313,6 +319,7 @@ const struct blk_driver blk_qcow2 = {
     .make_empty = qcow2_make_empty,
     .compact = qcow2_compact,
     .change_backing = qcow2_change_backing,
+    .amend = qcow2_amend,
     .measure = qcow2_measure,
     .create = qcow2_create,
     .stream = qcow2_stream,

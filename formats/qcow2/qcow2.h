@@ -14,7 +14,7 @@
  * datafile.c  guest data in a file of its own
  * crypt.c     encrypted guest data
  * compress.c, deflate.c      reading compressed clusters, writing them
- * create.c, stream.c, resize.c, check*.c, snapshot.c, compact*.c   image operations
+ * create.c, stream.c, resize.c, amend*.c, check*.c, snapshot.c, compact*.c   image operations
  *
  * Crash order (bad-input.md E), kept by flush.c alone: nothing but flush.c, the
  * header's own updates and the initialisation of unreferenced clusters writes
@@ -556,5 +556,10 @@ extern const struct blk_driver blk_qcow2;
 int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
                   struct blk_measure *out, struct blk_error *e);
 extern const struct blk_option_desc qcow2_create_opts[];
+extern const struct blk_option_desc qcow2_amend_opts[];
+int qcow2_amend(struct blk_node *n, struct blk_opts *o, const struct blk_amend *ctl,
+                struct blk_error *e);
+/* Everything of the file again, after it was changed below; nothing may be dirty. Fiber. */
+int qcow2_reload(struct qcow2 *q, struct blk_error *e);
 
 #endif
