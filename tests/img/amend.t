@@ -99,6 +99,12 @@ suite.table(r'''
     amend -o data_file=x a.qcow2
     amend -o data_file_raw=on a.qcow2
     amend -o data_file_raw=off a.qcow2
+    amend -o data_file=other ext.qcow2
+    amend -o data_file= ext.qcow2
+    amend -o data_file_raw=on ext.qcow2
+    amend -o data_file_raw=off extraw.qcow2
+    amend -o compat=0.10 ext.qcow2
+    amend -o refcount_bits=8 ext.qcow2
 
     # key slots, refused
     amend -o encrypt.state=active,encrypt.new-secret=t a.qcow2
