@@ -215,15 +215,9 @@ suite.table(r'''
         err| ^IMG: x.qcow2: Option 'extended_l2' is not supported$
         status| 1
         files|
-    ~not-yet create -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s x.qcow2 1M
-        err| ^IMG: x.qcow2: Option 'encrypt.format' is not supported$
-    ~not-yet create -f qcow2 -o encryption=on x.qcow2 1M
-        err| ^IMG: x.qcow2: Option 'encryption' is not supported$
-    ~not-yet create --object secret,id=s,data=x x.img 1M
-        out| ^$
-        err| ^IMG: Objects of type 'secret' are not supported yet$
-        status| 1
-        files|
+    create -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s x.qcow2 1M
+    create -f qcow2 -o encryption=on x.qcow2 1M
+    create --object secret,id=s,data=x x.img 1M
 
     # what differs on purpose
     ~size-limit create x.img 9223372036854775807
