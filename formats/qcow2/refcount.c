@@ -6,7 +6,8 @@
  *  - A cluster is handed out only if its count is 0 in a block that exists, or
  *    past everything the file holds; never cluster 0, never metadata.  Space
  *    below the file's end without a refcount block counts as used: somebody
- *    lost the block, not the data.
+ *    lost the block, not the data.  Not so where the file has a fixed size (a LUN):
+ *    what is behind the image is all the space there is.
  *  - Counts go up in memory before anything points at the cluster, and down only
  *    in qcow2_free_now(), after the pointer's removal is durable.
  *  - A new refcount block lies in the area it describes and counts itself.
@@ -326,7 +327,7 @@ static int find_run(struct qcow2 *q, uint64_t c, uint64_t want, bool exact, uint
             if (*run && !exact) {
                 return 0;
             }
-            if (c < q->end_cluster) {
+            if (c < q->end_cluster && q->file->can_grow) {
                 c = (bi + 1) << q->refblock_bits;       /* a lost block: all used */
                 *run = 0;
                 continue;
@@ -336,7 +337,7 @@ static int find_run(struct qcow2 *q, uint64_t c, uint64_t want, bool exact, uint
                  * cluster becomes that block: start again behind it. */
                 *run = 0;
             }
-            if ((err = block_make(q, c))) {
+            if (!qcow2_set_has(&q->meta, c) && (err = block_make(q, c))) {
                 return err;
             }
             c++;

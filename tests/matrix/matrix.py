@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from place import Here, places
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.path.join(TOP, os.environ.get("B", "build"))
@@ -74,19 +75,53 @@ class Failed(Exception):
     """A step on the way to an image did not work."""
 
 
+class Where:
+    """The place that image names in what is run mean now."""
+    place = Here()
+
+
+def named(tool, *args):
+    """The command line, with images as the tool calls them."""
+    place = Where.place
+    if tool in (OURS, OUR_IO):
+        return [tool, *place.options, *(place.ours(str(a)) for a in args)]
+    return [tool, *(place.theirs(str(a), args[0]) for a in args)]
+
+
+def run_here(*argv):
+    """run() with names that mean local files, whatever the place."""
+    place, Where.place = Where.place, Here()
+    try:
+        return run(*argv)
+    finally:
+        Where.place = place
+
+
 def run(*argv):
     """(status, output, error output) of a program that must end within 2 minutes."""
-    p = subprocess.run([str(a) for a in argv], stdin=subprocess.DEVNULL,
+    p = subprocess.run(named(*argv), stdin=subprocess.DEVNULL,
                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=120)
     return p.returncode, p.stdout.decode(errors="replace"), p.stderr.decode(errors="replace")
 
 
-def must(*argv):
+def must(*argv, runner=run):
     """Output of something that has to work for the test to go on."""
-    rc, out, err = run(*argv)
+    rc, out, err = runner(*argv)
     if rc:
         raise Failed("%s: status %d: %s" % (" ".join(map(str, argv)), rc, err.strip()))
     return out
+
+
+def theirs_here(*argv):
+    """Have the oracle make local files; Where.place.put() takes them to their place."""
+    must(THEIRS, *argv, runner=run_here)
+
+
+def all_places():
+    """Each place, the one that names mean while it is looped over."""
+    for place in places(lambda *argv: subprocess.run([OURS, *argv], check=True)):
+        Where.place = place
+        yield place
 
 
 def said(result):
@@ -104,6 +139,11 @@ def write_file(name, data):
             if part.strip(b"\0"):
                 f.seek(at)
                 f.write(part)
+
+
+def remove_files():
+    for name in os.listdir():
+        os.unlink(name)
 
 
 def read_file(name):
@@ -170,7 +210,9 @@ class Scribbler:
         self.write(size - 1, 1)
 
     def apply(self, image, tool=QEMU_IO):
-        rc, out, err = run(tool, "-f", "qcow2", *self.commands, image)
+        """The oracle's images are made here, whatever the place."""
+        command = (tool, "-f", "qcow2", *self.commands, image)
+        rc, out, err = run(*command) if tool == OUR_IO else run_here(*command)
         if rc or "failed" in out + err:
             raise Failed("%s on %s: status %d: %s" % (tool, image, rc, (out + err).strip()))
         return bytes(self.data)
@@ -189,4 +231,4 @@ def check_json(tool, image, *options):
 
 def map_json(tool, image):
     rc, out, err = run(tool, "map", "--output=json", "-f", "qcow2", image)
-    return (rc, json.loads(out)) if rc == 0 else (rc, err)
+    return Where.place.map((rc, json.loads(out)) if rc == 0 else (rc, err))

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """Images that Platter makes, in every layout: they have the layout asked for,
-pass qemu-img check, and qemu-img reads the same content from them."""
+pass qemu-img check, and qemu-img reads the same content from them.  Here, or where
+tests/net/matrix-*.t have servers."""
 import os
 import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -122,8 +123,9 @@ def written_compressed(layout, size):
     """QEMU's compressed clusters, written over by us."""
     picture = squeezable_picture(size, 29)
     write_file("picture.raw", picture)
-    must(THEIRS, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", layout_options(layout),
-         "picture.raw", "t.qcow2")
+    theirs_here("convert", "-c", "-f", "raw", "-O", "qcow2", "-o", layout_options(layout),
+                "picture.raw", "t.qcow2")
+    Where.place.put("t.qcow2")
     s = Scribbler(picture, 30)
     s.random_writes(6, size // 16)
     return s.apply("t.qcow2", OUR_IO)
@@ -141,22 +143,25 @@ def from_compressed(layout, size, method):
     """The source is a compressed image of QEMU's with the same cluster size."""
     picture = squeezable_picture(size, 23)
     write_file("picture.raw", picture)
-    must(THEIRS, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o",
-         "cluster_size=%d,compression_type=%s" % (layout[1], method), "picture.raw", "source.qcow2")
+    theirs_here("convert", "-c", "-f", "raw", "-O", "qcow2", "-o",
+                "cluster_size=%d,compression_type=%s" % (layout[1], method), "picture.raw",
+                "source.qcow2")
+    Where.place.put("source.qcow2")
     ours("convert", "-f", "qcow2", "-O", "qcow2", "-o", layout_options(layout),
          "source.qcow2", "t.qcow2")
     return picture
 
 
 def has_layout(layout, size):
-    info = json.loads(must(THEIRS, "info", "--output=json", "t.qcow2"))
+    info = json.loads(must(THEIRS, "info", "--output=json", "-f", "qcow2", "t.qcow2"))
     data = info["format-specific"]["data"]
     return ({"v2": "0.10", "v3": "1.1"}[layout[0]], layout[1], layout[2], size) == (
         data["compat"], info["cluster-size"], data["refcount-bits"], info["virtual-size"])
 
 
 def judge(layout, kind, make):
-    name = "%s, %s: " % (layout_name(layout), kind)
+    name = "%s%s, %s: " % (Where.place.title, layout_name(layout), kind)
+    Where.place.new()
     try:
         picture = make(layout, picture_size(layout[1]))
     except Failed as e:
@@ -171,9 +176,7 @@ def judge(layout, kind, make):
     rc, again = check_json(OURS, "t.qcow2")
     t.ok((rc, again) == (0, result), name + "our check says what QEMU's says",
          "ours   %s\ntheirs %s" % (again, result))
-    for f in ("t.qcow2", "base.qcow2", "source.qcow2", "picture.raw"):
-        if os.path.exists(f):
-            os.unlink(f)
+    remove_files()
 
 
 KINDS = [
@@ -192,19 +195,23 @@ KINDS = [
     ("from compressed zlib", lambda l, s: from_compressed(l, s, "zlib")),
     ("from compressed zstd", lambda l, s: from_compressed(l, s, "zstd")),
 ]
-for layout in LAYOUTS:
-    for kind, make in KINDS:
-        judge(layout, kind, make)
+for place in all_places():
+    for layout in place.layouts(LAYOUTS, 0):
+        for kind, make in KINDS:
+            judge(layout, kind, make)
 
-# dd knows no layout; its blocks need not be clusters.
-for bs in (512, 4096, 100000, 1 << 20):
-    picture = sparse_picture(picture_size(65536), 24)
-    write_file("picture.raw", picture)
-    r = run(OURS, "dd", "-f", "raw", "-O", "qcow2", "bs=%d" % bs, "if=picture.raw", "of=dd.qcow2")
-    t.ok(r[0] == 0, "dd with bs=%d copies a picture" % bs, said(r))
-    r = run(THEIRS, "compare", "-f", "raw", "-F", "qcow2", "picture.raw", "dd.qcow2")
-    t.ok(r[0] == 0, "dd with bs=%d: qemu-img compares it equal" % bs, said(r))
-    rc, result = check_json(THEIRS, "dd.qcow2")
-    t.ok(rc == 0, "dd with bs=%d: passes qemu-img check" % bs, result)
-    os.unlink("dd.qcow2")
+    # dd knows no layout; its blocks need not be clusters.
+    for bs in (512, 4096, 100000, 1 << 20):
+        place.new()
+        name = "%sdd with bs=%d: " % (place.title, bs)
+        picture = sparse_picture(picture_size(65536), 24)
+        write_file("picture.raw", picture)
+        r = run(OURS, "dd", "-f", "raw", "-O", "qcow2", "bs=%d" % bs, "if=picture.raw",
+                "of=" + place.ours("t.qcow2"))
+        t.ok(r[0] == 0, name + "copies a picture", said(r))
+        r = run(THEIRS, "compare", "-f", "raw", "-F", "qcow2", "picture.raw", "t.qcow2")
+        t.ok(r[0] == 0, name + "qemu-img compares it equal", said(r))
+        rc, result = check_json(THEIRS, "t.qcow2")
+        t.ok(rc == 0, name + "passes qemu-img check", result)
+        remove_files()
 t.done()

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """Images that QEMU made, in every layout: Platter reads the same content from
-them, maps them alike, and its check agrees that they are clean."""
+them, maps them alike, and its check agrees that they are clean.  Here, or where
+tests/net/matrix-*.t have servers."""
 import os
 import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -10,14 +11,14 @@ t = Test()
 
 
 def create(layout, image, size, *options, extra=""):
-    must(THEIRS, "create", "-q", "-f", "qcow2", "-o", layout_options(layout, extra), *options,
-         image, size)
+    theirs_here("create", "-q", "-f", "qcow2", "-o", layout_options(layout, extra), *options,
+                image, size)
 
 
 def from_picture(layout, image, picture, *options, extra=""):
     write_file("picture.raw", picture)
-    must(THEIRS, "convert", "-f", "raw", "-O", "qcow2", "-o", layout_options(layout, extra),
-         *options, "picture.raw", image)
+    theirs_here("convert", "-f", "raw", "-O", "qcow2", "-o", layout_options(layout, extra),
+                *options, "picture.raw", image)
 
 
 # Each maker leaves t.qcow2 (and what it stands on) and returns its picture.
@@ -68,8 +69,12 @@ def compressed(layout, size, method):
     return s.apply("t.qcow2")
 
 
-def judge(layout, kind, picture):
-    name = "%s, %s: " % (layout_name(layout), kind)
+def judge(layout, kind, make, *args):
+    place = Where.place
+    name = "%s%s, %s: " % (place.title, layout_name(layout), kind)
+    place.new()
+    picture = make(layout, picture_size(layout[1]), *args)
+    place.put(*(f for f in ("t.qcow2", "base.qcow2") if os.path.exists(f)))
     write_file("picture.raw", picture)
     r = run(OURS, "compare", "-f", "raw", "-F", "qcow2", "picture.raw", "t.qcow2")
     t.ok(r[0] == 0, name + "compares equal to what was written", said(r))
@@ -80,19 +85,17 @@ def judge(layout, kind, picture):
     ours, theirs = check_json(OURS, "t.qcow2"), check_json(THEIRS, "t.qcow2")
     t.ok(ours == theirs and ours[0] == 0, name + "checks clean, with QEMU's numbers",
          "ours   %s\ntheirs %s" % (ours, theirs))
-    for f in ("t.qcow2", "base.qcow2", "picture.raw", "out.raw"):
-        if os.path.exists(f):
-            os.unlink(f)
+    remove_files()
 
 
-for layout in LAYOUTS:
-    size = picture_size(layout[1])
-    judge(layout, "empty", empty(layout, size))
-    judge(layout, "sparse", sparse(layout, size))
-    judge(layout, "full", full(layout, size))
-    judge(layout, "overlay", overlay(layout, size))
-    judge(layout, "overlay longer than its base", longer_overlay(layout, size))
-    judge(layout, "compressed zlib", compressed(layout, size, "zlib"))
-    if layout[0] == "v3":
-        judge(layout, "compressed zstd", compressed(layout, size, "zstd"))
+for place in all_places():
+    for layout in place.layouts(LAYOUTS, 1):
+        judge(layout, "empty", empty)
+        judge(layout, "sparse", sparse)
+        judge(layout, "full", full)
+        judge(layout, "overlay", overlay)
+        judge(layout, "overlay longer than its base", longer_overlay)
+        judge(layout, "compressed zlib", compressed, "zlib")
+        if layout[0] == "v3":
+            judge(layout, "compressed zstd", compressed, "zstd")
 t.done()

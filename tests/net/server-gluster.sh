@@ -12,7 +12,7 @@
 # it ends, however it ends: the kernel kills what is in the process id name space, and
 # takes the mounts away.  Bricks are in memory.
 
-GLUSTER_HOST=10.71.0.1
+GLUSTER_HOST=$NET_HOST       # glusterd refuses 127.x.x.x for bricks
 GLUSTER_DIR=/run/platter-gluster    # on the tmpfs of net_isolate
 
 gluster_start()
@@ -25,7 +25,7 @@ gluster_start()
         exit 0
     fi
     command -v glusterd >/dev/null || { echo "Bail out! glusterd is not installed"; exit 1; }
-    ip addr add $GLUSTER_HOST/32 dev lo         # glusterd refuses 127.x.x.x for bricks
+    net_host
     for d in /var/lib/glusterd /var/run/gluster /var/log/glusterfs; do
         mkdir -p $d
         mount -t tmpfs -o size=64m none $d

@@ -1,8 +1,10 @@
 # server-iscsi.sh - tgtd for tests, with a control channel of its own; sourced after
 # servers.sh.  iscsi_start DIR, then iscsi_target and iscsi_lun; iscsi_url NAME LUN.
 #   ISCSI_PORT            chosen when empty
+#   ISCSI_HOST            the portal's address
 
 ISCSI_PORT=${ISCSI_PORT:-}
+ISCSI_HOST=${ISCSI_HOST:-127.0.0.1}
 
 # iscsi_start DIR: a target daemon without targets.
 iscsi_start()
@@ -18,7 +20,7 @@ iscsi_start()
 iscsi_run()
 {
     net_spawn "$ISCSI_DIR/tgtd.log" tgtd -f -C "$ISCSI_PORT" \
-        --iscsi "portal=127.0.0.1:$ISCSI_PORT"
+        --iscsi "portal=$ISCSI_HOST:$ISCSI_PORT"
     ISCSI_PID=$NET_PID
     echo "$ISCSI_PID" >"$ISCSI_DIR/pid"
     net_wait_port "$ISCSI_PORT" || return 1
@@ -58,7 +60,7 @@ iscsi_thin()
 
 iscsi_url()
 {
-    echo "iscsi://127.0.0.1:$ISCSI_PORT/$1/$2"
+    echo "iscsi://$ISCSI_HOST:$ISCSI_PORT/$1/$2"
 }
 
 # Killed, not asked to end.  Works in a subshell, too, which could not wait for it.

@@ -1,10 +1,14 @@
 # server-nfs.sh - rpcbind and nfs-ganesha (FSAL VFS, NFSv3 and NFSv4) for tests; sourced
 # after servers.sh.  nfs_start DIR exports DIR/export as /export.
 #   NFS_PORT MOUNT_PORT   chosen when empty
+#   NFS_HOST              what URLs say
+#   NFS_PROTOCOLS         "4": a server of NFSv4 only, which rpcbind does not know
 #   NFS_ARGS              URL arguments for these ports
 
 NFS_PORT=${NFS_PORT:-}
 MOUNT_PORT=${MOUNT_PORT:-}
+NFS_HOST=${NFS_HOST:-127.0.0.1}
+NFS_PROTOCOLS=${NFS_PROTOCOLS:-3, 4}
 
 # Ganesha wants to register; without -h, which would bind the wildcard only twice over.
 nfs_rpcbind()
@@ -23,7 +27,7 @@ NFS_CORE_PARAM {
     MNT_Port = $MOUNT_PORT;
     Enable_NLM = false;
     Enable_RQUOTA = false;
-    Protocols = 3, 4;
+    Protocols = $NFS_PROTOCOLS;
     Plugins_Dir = /usr/lib/$(gcc -print-multiarch)/ganesha;
 }
 NFSv4 { Graceless = true; RecoveryBackend = fs; RecoveryRoot = $1/recovery; Minor_Versions = 0, 1; }
@@ -49,7 +53,7 @@ nfs_start()
     NFS_PORT=${NFS_PORT:-$(net_free_port)}
     MOUNT_PORT=${MOUNT_PORT:-$(net_free_port)}
     NFS_ARGS="nfsport=$NFS_PORT&mountport=$MOUNT_PORT"
-    nfs_rpcbind "$1" || return 1
+    [ "$NFS_PROTOCOLS" = 4 ] || nfs_rpcbind "$1" || return 1
     nfs_config "$1" > "$1/ganesha.conf"
     nfs_run
 }
@@ -78,7 +82,7 @@ nfs_url()
     local file=$1 IFS='&'
     shift
     local args="$NFS_ARGS${*:+&$*}"
-    echo "nfs://127.0.0.1$NFS_DIR/export/$file?$args"
+    echo "nfs://$NFS_HOST$NFS_DIR/export/$file?$args"
 }
 
 # The same in NFSv4, where the export is /export.
@@ -87,5 +91,5 @@ nfs4_url()
     local file=$1 IFS='&'
     shift
     local args="version=4&$NFS_ARGS${*:+&$*}"
-    echo "nfs://127.0.0.1/export/$file?$args"
+    echo "nfs://$NFS_HOST/export/$file?$args"
 }

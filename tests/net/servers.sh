@@ -17,6 +17,14 @@ net_isolate()
     export NET_ISOLATED=no
 }
 
+# An address of the isolated test that is no loopback one: net_host makes it.
+NET_HOST=10.71.0.1
+net_host()
+{
+    [ "${NET_ISOLATED-}" = 1 ] || return 1
+    ip addr show dev lo | grep -qF "$NET_HOST/" || ip addr add "$NET_HOST/32" dev lo
+}
+
 NET_GROUPS=()
 
 # net_spawn LOG COMMAND...: in a process group of its own; its pid in $NET_PID.
