@@ -1,8 +1,8 @@
 #!/bin/bash
-# in-turn.sh TEST... - several TAP tests as one: their results numbered through.
+# in-turn.sh COMMAND... - several TAP tests as one: their results numbered through.
 {
     for test; do
-        "$test" || echo "status $? $test"
+        bash -c "$test" || echo "status $? $test"
     done
 } | awk '
     /^(not )?ok [0-9]+ / { bad += /^not/; sub(/ok [0-9]+/, "ok " ++n); print; fflush(); seen++; next }

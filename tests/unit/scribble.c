@@ -14,6 +14,9 @@
  * 100,000 operations per cluster size, fewer for the other layouts; with sanitizers,
  * which make each several times slower, a fifth of that.  SCRIBBLE_OPS and
  * SCRIBBLE_SEED override.
+ *
+ * SCRIBBLE_PLACE=NAME: the images are at a place of tests/net/places.sh, which says by
+ * PLACE_NAME_* how it is reached; qemu-img looks at the same files here.
  */
 #include "block/block.h"
 
@@ -62,6 +65,8 @@ struct slot {
 struct run {
     const struct layout *lay;
     char dir[512], image[600], base[600], data[600];
+    char local_image[600], local_base[600];     /* as files of this machine */
+    bool placed;
     struct blk_loop *loop;
     struct blk_node *node;
     uint8_t *model;
@@ -144,7 +149,8 @@ static void create(struct run *r, const char *format, const char *file, uint64_t
 static struct blk_node *open_image(struct run *r, const char *file, const char *format,
                                    unsigned flags)
 {
-    struct blk_open_args a = { .filename = file, .format = format, .flags = flags };
+    struct blk_open_args a = { .filename = file, .format = format, .flags = flags,
+                               .backing_urls = r->placed ? "all" : NULL };
     struct blk_error e = BLK_ERROR_INIT;
     struct blk_node *n = NULL;
 
@@ -395,6 +401,22 @@ static const char *oracle(char *out, size_t size)
     return system("qemu-img --version >/dev/null 2>&1") == 0 ? "qemu-img" : NULL;
 }
 
+/* The image names its base by a URL, so qemu-img is told where both are here. */
+static void placed_command(const struct run *r, const char *img, const char *raw, char *cmd,
+                           size_t size)
+{
+    bool qcow2 = r->lay->backing == QCOW2_SHORT || r->lay->backing == QCOW2_LONG;
+    char base[800] = "null";
+
+    if (r->lay->backing != NONE)
+        snprintf(base, sizeof(base), "{\"driver\":\"%s\",\"file\":{\"driver\":\"file\","
+                 "\"filename\":\"%s\"}}", qcow2 ? "qcow2" : "raw", r->local_base);
+    snprintf(cmd, size, "%s check -q -f qcow2 'json:{\"file\":{\"driver\":\"file\","
+             "\"filename\":\"%s\"},\"backing\":null}' && %s compare -q -f qcow2 -F raw "
+             "'json:{\"file\":{\"driver\":\"file\",\"filename\":\"%s\"},\"backing\":%s}' %s",
+             img, r->local_image, img, r->local_image, base, raw);
+}
+
 static void oracle_agrees(struct run *r)
 {
     char path[512], raw[620], cmd[4096];
@@ -411,8 +433,10 @@ static void oracle_agrees(struct run *r)
     assert_int_equal(fclose(f), 0);
     /* 63: the format has no check. */
     snprintf(cmd, sizeof(cmd), "{ %s check -q -f %s %s 2>/dev/null || test $? = 63; } && "
-             "%s compare -q -f %s -F raw %s %s", img, format_of(r), r->image, img, format_of(r),
-             r->image, raw);
+             "%s compare -q -f %s -F raw %s %s", img, format_of(r), r->local_image, img,
+             format_of(r), r->local_image, raw);
+    if (r->placed)
+        placed_command(r, img, raw, cmd, sizeof(cmd));
     assert_int_equal(system(cmd), 0);
     unlink(raw);
 }
@@ -426,6 +450,49 @@ static uint64_t env_number(const char *name, uint64_t otherwise)
     return s && *s ? strtoull(s, NULL, 0) : otherwise;
 }
 
+static const char *place_env(const char *place, const char *key)
+{
+    char name[80];
+
+    snprintf(name, sizeof(name), "PLACE_%s_%s", place, key);
+    const char *value = getenv(name);
+    if (!value)
+        fail_msg("%s is not set", name);
+    return value;
+}
+
+/* name at the place: its URL, with %s where the name belongs, and the file here. */
+static void place_names(const char *place, const char *name, char *url, char *local, size_t size)
+{
+    const char *pattern = place_env(place, "URL"), *at = strstr(pattern, "%s");
+
+    assert_non_null(at);
+    snprintf(url, size, "%.*s%s%s", (int)(at - pattern), pattern, name, at + 2);
+    snprintf(local, size, "%s/%s", place_env(place, "DIR"), name);
+}
+
+static void set_names(struct run *r)
+{
+    const char *place = getenv("SCRIBBLE_PLACE");
+    static unsigned serial;
+    char top[32] = "1", base[32] = "2";     /* all that a place of fixed sizes has */
+
+    snprintf(r->local_image, sizeof(r->local_image), "%s/top.qcow2", r->dir);
+    snprintf(r->local_base, sizeof(r->local_base), "%s/base.img", r->dir);
+    r->placed = place;
+    if (place) {
+        if (!*place_env(place, "FIXED")) {
+            snprintf(top, sizeof(top), "scribble%u.qcow2", ++serial);
+            snprintf(base, sizeof(base), "scribble%u.base", serial);
+        }
+        place_names(place, top, r->image, r->local_image, sizeof(r->image));
+        place_names(place, base, r->base, r->local_base, sizeof(r->base));
+    } else {
+        memcpy(r->image, r->local_image, sizeof(r->image));
+        memcpy(r->base, r->local_base, sizeof(r->base));
+    }
+}
+
 static void setup(struct run *r, const struct layout *lay)
 {
     struct blk_error e = BLK_ERROR_INIT;
@@ -435,8 +502,7 @@ static void setup(struct run *r, const struct layout *lay)
     r->rng = r->seed * 0x9e3779b97f4a7c15ull + lay->cluster_size + lay->version;
     snprintf(r->dir, sizeof(r->dir), "%s/platter-scribble.XXXXXX", tmp ? tmp : "/tmp");
     assert_non_null(mkdtemp(r->dir));
-    snprintf(r->image, sizeof(r->image), "%s/top.qcow2", r->dir);
-    snprintf(r->base, sizeof(r->base), "%s/base.img", r->dir);
+    set_names(r);
     snprintf(r->data, sizeof(r->data), "%s/data.raw", r->dir);
     r->loop = blk_loop_new(&e);
     assert_non_null(r->loop);
@@ -455,9 +521,11 @@ static void teardown(struct run *r)
         free(r->slots[i].buf);
     free(r->model);
     blk_loop_free(r->loop);
-    unlink(r->image);
-    unlink(r->base);
-    unlink(r->data);
+    if (!r->placed) {
+        unlink(r->image);
+        unlink(r->base);
+        unlink(r->data);
+    }
     rmdir(r->dir);
 }
 
@@ -469,7 +537,7 @@ static void scribble_on(const struct layout *lay)
 
     setup(r, lay);
     print_message("# %s v%u, %u byte clusters, %lu operations, seed %" PRIu64 ": %s\n",
-                  format_of(r), lay->version, lay->cluster_size, ops, r->seed, r->dir);
+                  format_of(r), lay->version, lay->cluster_size, ops, r->seed, r->image);
     if (lay->backing != NONE)
         make_backing(r);
     create(r, format_of(r), r->image, lay->size, lay->backing != NONE ? r->base : NULL,
