@@ -14,6 +14,9 @@ A row's time is the wall time of the whole command, but for the read rows: there
 it is the time that the command itself prints ("Run completed in ..."), which
 leaves out opening the image.  Each converted image is compared with its source
 by the peer in the first round: a wrong result has no speed.
+
+Rows of network storage run with the servers of tests/net/places.sh, all of it in a
+network name space of its own; where that is not allowed they are left out.
 """
 import argparse
 import os
@@ -56,10 +59,10 @@ def find_peer():
     path = os.path.join(root, "bin", "qemu-img")
     if not os.path.exists(path):
         subprocess.run([os.path.join(TOP, "tests", "oracle.sh")], check=True)
-    env = dict(os.environ)
+    lib = os.path.join(root, "lib", "x86_64-linux-gnu")
+    env = dict(os.environ, QEMU_MODULE_DIR=os.path.join(lib, "qemu"))
     if subprocess.run([path, "--version"], stdout=subprocess.DEVNULL,
                       stderr=subprocess.DEVNULL).returncode != 0:
-        lib = os.path.join(root, "lib", "x86_64-linux-gnu")
         env["LD_LIBRARY_PATH"] = lib
     return Tool("qemu-img", path, env), Tool("qemu-io", os.path.join(root, "bin", "qemu-io"), env)
 
@@ -76,6 +79,9 @@ class Images:
             self.made[name] = os.path.join(self.dir, name)
             getattr(self, "make_" + name.replace(".", "_").replace("-", "_"))(self.made[name])
         return self.made[name]
+
+    def make_quarter_raw(self, path):
+        self.make_random_raw(path, GIB // 4)
 
     def make_random_raw(self, path, size=GIB):
         with open(path, "wb") as f:
@@ -162,8 +168,9 @@ class Row:
     """One measured command.  args(images, out) gives its arguments; out is a file
     that does not exist before each run."""
 
-    def __init__(self, name, bar, args, printed=False, check=None):
+    def __init__(self, name, bar, args, printed=False, check=None, place=None):
         self.name, self.bar, self.args, self.printed, self.check = name, bar, args, printed, check
+        self.place = place
 
     def once(self, tool, images, out):
         args = self.args(images, out)
@@ -213,6 +220,71 @@ def read_row(label, source, count, bar, depth=64):
     return Row(label, bar, args, printed=True)
 
 
+class Place:
+    """Network storage, as tests/net/places.sh describes it in the environment."""
+
+    def __init__(self, name):
+        self.name = name
+        self.made = set()
+
+    def get(self, key):
+        return os.environ[f"PLACE_{self.name}_{key}"]
+
+    def url(self, file):
+        """QEMU takes none of the arguments that say which ports; the portmapper knows them."""
+        return (self.get("URL") % (file if not self.get("FIXED") else 1)).split("?")[0]
+
+    def local(self, file):
+        return os.path.join(self.get("DIR"), file if not self.get("FIXED") else "1")
+
+    def filled(self, images, source):
+        """The URL of an image there that is the same as a local one."""
+        if source not in self.made:
+            self.made.add(source)
+            images.peer.must("convert", *self.onto(), "-f", "raw", "-O", "raw",
+                             images.path(source), self.url(source))
+        return self.url(source)
+
+    def onto(self):
+        return ["-n"] if self.get("FIXED") else []
+
+
+def to_place_row(label, place, source, bar):
+    def args(images, out):
+        place.made.clear()              # a LUN is overwritten
+        return ["convert", *place.onto(), "-f", "raw", "-O", "raw", images.path(source),
+                place.url("out.raw")]
+
+    def check(images, out):
+        images.peer.must("compare", "-q", "-f", "raw", "-F", "raw", images.path(source),
+                         place.local("out.raw"))
+    return Row(label, bar, args, check=check, place=place)
+
+
+def from_place_row(label, place, source, bar):
+    def args(images, out):
+        return ["convert", "-f", "raw", "-O", "raw", place.filled(images, source), out]
+
+    def check(images, out):
+        images.peer.must("compare", "-q", "-f", "raw", "-F", "raw", images.path(source), out)
+    return Row(label, bar, args, check=check, place=place)
+
+
+def place_rows():
+    r = []
+    for name, said in (("nfs3", "NFS"), ("iscsi", "iSCSI"), ("gluster", "Gluster")):
+        p = Place(name)
+        r.append(to_place_row(f"convert to {said}, 1 GiB", p, "random.raw", 1.11))
+        r.append(from_place_row(f"convert from {said}, 1 GiB", p, "random.raw", 1.11))
+        r.append(Row(f"read 4 KiB, depth 64, {said}", 1.0, lambda i, o, p=p: [
+            "bench", "-f", "raw", "-c", 50000, "-d", 64, "-s", 4096, p.filled(i, "random.raw")],
+            printed=True, place=p))
+    r.append(to_place_row("convert to Gluster, 256 MiB", p, "quarter.raw", 10.0))
+    r.append(Row("info, Gluster", 100.0, lambda i, o: [
+        "info", "-f", "raw", p.filled(i, "quarter.raw")], place=p))
+    return r
+
+
 def rows():
     r = []
     for content, label in (("random", "1 GiB random"), ("half", "1 GiB half-sparse"),
@@ -237,9 +309,24 @@ def rows():
     r.append(read_row("read 4 KiB, depth 64, 100-deep chain", "chain100.qcow2", 32768, 30.0))
     r.append(read_row("read 4 KiB in order, depth 1, zlib-compressed", "zlib.qcow2", 16384, 10.0,
                       depth=1))
+    r += place_rows()
     r.append(Row("info, small qcow2", 2.0, lambda i, o: ["info", i.path("small.qcow2")]))
     r.append(Row("create, small qcow2", 2.0, lambda i, o: ["create", "-q", "-f", "qcow2", o, "1G"]))
     return r
+
+
+def with_servers(chosen):
+    """Run again where the servers are, if a chosen row wants them."""
+    wanted = dict.fromkeys(r.place.name for r in chosen if r.place)
+    if not wanted or "PLATTER_PLACES" in os.environ:
+        return chosen
+    if subprocess.run(["unshare", "--net", "--pid", "--mount", "--fork", "true"],
+                      stderr=subprocess.DEVNULL).returncode:
+        print("bench: no right to make name spaces: without the rows of network storage")
+        return [r for r in chosen if not r.place]
+    os.environ.update(PLACES_FIXED=str(GIB), PLACES_LUNS="1")
+    script = os.path.join(TOP, "tests", "net", "with-places.sh")
+    os.execv(script, [script, *wanted, "--", os.path.abspath(__file__), *sys.argv[1:]])
 
 
 def measure(row, ours, peer, images, rounds):
@@ -306,6 +393,7 @@ def main():
     if a.l:
         print("\n".join(f"{r.bar:5g}  {r.name}" for r in chosen))
         return 0
+    chosen = with_servers(chosen)
     build = os.path.join(TOP, os.environ.get("B", "build"))
     ours = Tool("platter-img", os.path.join(build, "platter-img"))
     peer, peer_io = find_peer()

@@ -96,7 +96,7 @@ brick_killed_replica()
     restart_bricks v3
     load 25 35 && verify 1 35 && io_close
 }
-tap_ok "N24 one brick of a replica killed: goes on" brick_killed_replica
+tap_ok "N24: one brick of a replica killed: goes on" brick_killed_replica
 
 quorum_lost()
 {
@@ -110,7 +110,7 @@ quorum_lost()
     sleep 6
     good "write -P 1 1M 64k" && load 6 12 && verify 1 12 && io_end
 }
-tap_ok "N25 quorum lost: EIO after reconnect= seconds, then it recovers" quorum_lost
+tap_ok "N25: quorum lost: EIO after reconnect= seconds, then it recovers" quorum_lost
 
 quorum_waits()
 {
@@ -120,7 +120,7 @@ quorum_waits()
     (sleep 3; restart_bricks v3) &
     load 6 16 && verify 1 16 && io_close
 }
-tap_ok "N25 quorum lost for less: nobody notices" quorum_waits
+tap_ok "N25: quorum lost for less: nobody notices" quorum_waits
 
 brick_restarted()
 {
@@ -135,7 +135,7 @@ brick_restarted()
     restart_bricks v0
     load 16 26 && verify 1 26 && io_close
 }
-tap_ok "N1 the only brick killed and restarted under load: no error, nothing lost" brick_restarted
+tap_ok "N1: the only brick killed and restarted under load: no error, nothing lost" brick_restarted
 
 lock_survives()
 {
@@ -151,7 +151,7 @@ lock_survives()
     grep -q 'Failed to get "write" lock' "$tmp/out" && good "write -P 2 64k 64k" && good flush &&
         io_close
 }
-tap_ok "N31 the image locks are taken again after an outage" lock_survives
+tap_ok "N31: the image locks are taken again after an outage" lock_survives
 
 glusterd_killed()
 {
@@ -162,7 +162,7 @@ glusterd_killed()
     gluster_glusterd
     load 26 30 && verify 1 30 && io_close
 }
-tap_ok "N28 glusterd gone, bricks alive: goes on" glusterd_killed
+tap_ok "N28: glusterd gone, bricks alive: goes on" glusterd_killed
 
 option_changed()
 {
@@ -174,7 +174,7 @@ option_changed()
     gluster_ctl volume set v3 performance.open-behind off >/dev/null
     load 16 30 && verify 1 30 && io_close
 }
-tap_ok "N29 volume options changed under load (graph switches): goes on" option_changed
+tap_ok "N29: volume options changed under load (graph switches): goes on" option_changed
 
 brick_full()
 {
@@ -186,7 +186,7 @@ brick_full()
     good "read -P 1 0 4M" && good "discard 4M 32M" && good "write -P 3 4M 1M" && good flush &&
         good "read -P 3 4M 1M" && io_end
 }
-tap_ok "N30 brick full: ENOSPC exactly, and room made is used" brick_full
+tap_ok "N30: brick full: ENOSPC exactly, and room made is used" brick_full
 
 fsync_fails()
 {
@@ -212,7 +212,7 @@ fsync_fails()
     # Opened anew it is as good as any.
     platter-io -f raw -c "write -P 4 0 64k" -c flush "$u"
 }
-tap_ok "N27 a failed fsync fails every later flush, with its errno" fsync_fails
+tap_ok "N27: a failed fsync fails every later flush, with its errno" fsync_fails
 
 split_brain()
 {
@@ -242,6 +242,6 @@ split_brain()
     cat "$tmp/out"
     grep -q "Input/output error" "$tmp/out"
 }
-tap_ok "N26 split brain: EIO, not one side's data" split_brain
+tap_ok "N26: split brain: EIO, not one side's data" split_brain
 
 tap_end

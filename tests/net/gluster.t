@@ -196,7 +196,7 @@ locked()
     while_held "-f qcow2 $U/a.qcow2" platter-img info -U $U/a.qcow2 &&
     platter-io -c "write 0 512" -c "length" $U/a.qcow2
 }
-tap_ok "N31 two writers on one image: the second is refused, until the first dies" locked
+tap_ok "N31: two writers on one image: the second is refused, until the first dies" locked
 
 locked3()
 {
@@ -205,6 +205,6 @@ locked3()
         platter-io -c "write 0 512" $U3/l.qcow2 &&
     platter-io -c "write 0 512" $U3/l.qcow2
 }
-tap_ok "N31 on a replica too" locked3
+tap_ok "N31: on a replica too" locked3
 
 tap_end

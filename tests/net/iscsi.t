@@ -273,5 +273,5 @@ tap_ok "several sessions" sessions
 tap_ok "CHAP; the password from URL, environment and file, never printed" chap
 tap_ok "mutual CHAP" mutual_chap
 tap_ok "N9: the server stopped for 3 s" stopped
-tap_ok "the server killed and restarted under writes" killed
+tap_ok "N1, N16: the server killed and restarted under writes: nothing lost" killed
 tap_end

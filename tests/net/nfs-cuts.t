@@ -150,7 +150,7 @@ def n12_over(s, p, io):
     assert 1.5 < time.monotonic() - t < 8, time.monotonic() - t
     t = time.monotonic()
     io.bad("read 0 4k", "Input/output error", 20)
-    assert time.monotonic() - t < 1, time.monotonic() - t
+    assert time.monotonic() - t < 2, time.monotonic() - t      # not timeout + reconnect
     assert "given up after 2 s" in io.text, io.text
     p.do("up")
     for _ in range(12):
