@@ -16,9 +16,12 @@ trap 'exit 1' INT TERM
 net_prepare
 places_start "$servers" nfs3 nfs4 iscsi gluster3
 
-nfs=$(place_url nfs3 root.raw) nfs4=$(place_url nfs4 root.qcow2) lun=$(place_url iscsi 1)
-gluster=$(place_url gluster3 root.qcow2) base=$(place_url nfs3 base.qcow2)
-bottom=$(place_url iscsi 2) middle=$(place_url gluster3 middle.qcow2) top=$(place_url nfs3 top.qcow2)
+# Patience: an emulated machine may be slow.
+patient='timeout=120&reconnect=120'
+at() { local url; url=$(place_url "$1" "$2"); case $url in *\?*) echo "$url&$patient" ;; *) echo "$url?$patient" ;; esac; }
+nfs=$(at nfs3 root.raw) nfs4=$(at nfs4 root.qcow2) lun=$(at iscsi 1) gluster=$(at gluster3 root.qcow2)
+base=$(at nfs3 base.qcow2) bottom=$(at iscsi 2) middle=$(at gluster3 middle.qcow2)
+top=$(at nfs3 top.qcow2)
 must $img convert -f raw -O raw "$dir/root.raw" "$nfs"
 must $img convert -f raw -O qcow2 "$dir/root.raw" "$nfs4"
 must $img convert -n -f raw -O raw "$dir/root.raw" "$lun"

@@ -15,7 +15,10 @@ trap 'exit 1' INT TERM
 net_prepare
 places_start "$servers" nfs3 iscsi gluster
 
-nfs=$(place_url nfs3 root.qcow2) lun=$(place_url iscsi 1) gluster=$(place_url gluster root.raw)
+# Patience: this machine may be slow, and the server away for longer than it would be.
+patient='timeout=120&reconnect=600'
+nfs="$(place_url nfs3 root.qcow2)&$patient" lun="$(place_url iscsi 1)?$patient"
+gluster="$(place_url gluster root.raw)?$patient"
 must $img convert -f raw -O qcow2 "$dir/root.raw" "$nfs"
 must $img convert -n -f raw -O raw "$dir/root.raw" "$lun"
 must $img convert -f raw -O raw "$dir/root.raw" "$gluster"
