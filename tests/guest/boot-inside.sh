@@ -19,7 +19,7 @@ command_for()
 
 for phase in write read; do
     command_for $phase 2
-    timeout -k 5 150 "${cmd[@]}" </dev/null >"$dir/log.$phase" 2>&1
+    timeout -k 5 300 "${cmd[@]}" </dev/null >"$dir/log.$phase" 2>&1
     echo $? > "$dir/status.$phase"
 done
 

@@ -37,7 +37,7 @@ $img create -q -f qcow2 -o cluster_size=4k "$dir/small.qcow2" 64M || bail "creat
 echo "test.size=196608 test.fixed=$(sum "$dir/fixed.raw")" > "$dir/args"
 base=$(sum "$dir/base.qcow2") fixed=$(sum "$dir/fixed.qcow2")
 
-tools/with-kvm.sh -t 700 -w "$dir" tests/guest/boot-inside.sh "$dir" >"$dir/log" 2>&1
+tools/with-kvm.sh -t 850 -w "$dir" tests/guest/boot-inside.sh "$dir" >"$dir/log" 2>&1
 ok $? "the runs took place ($(sed -n '/^kvm:/{s///p;q}' "$dir/log"))" || diag "$dir/log"
 
 # the guest's own verdicts

@@ -17,7 +17,7 @@ result() # NAME OK
 has() { grep -aq -- "$2" "$dir/console.$1"; }
 
 tools/initrd.sh "$dir/initrd" tests/guest/endings-guest-init || exit 1
-tools/with-kvm.sh -t 600 tests/guest/endings-inside.sh "$dir" 2>"$dir/err" </dev/null
+tools/with-kvm.sh -t 850 tests/guest/endings-inside.sh "$dir" 2>"$dir/err" </dev/null
 rc=$?
 sed 's/^/# /' "$dir/err"
 result "the runs ended" "$rc"

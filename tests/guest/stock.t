@@ -21,12 +21,16 @@ tools/rootfs.sh "$dir/base.raw" 48M tools/demo-guest-init >"$dir/out" 2>&1 &&
     "$B/platter-img" create -q -f qcow2 -b base.qcow2 -F qcow2 "$dir/overlay.qcow2" >"$dir/out" 2>&1
 ok $? "an overlay on a base with a root file system"
 uuid=$(dumpe2fs -h "$dir/base.raw" 2>/dev/null | sed -n 's/^Filesystem UUID: *//p')
-tools/with-kvm.sh -t 500 -w "$dir" "$B/platter-run" --kernel build/kernel/vmlinuz \
-    --initrd build/kernel/initrd.stock --append "console=ttyS0 root=UUID=$uuid ro demo.token=stock" \
+# How it ended belongs to the name: all that is left of a failure in a summary.
+ended() { [ "$1" = 0 ] || echo " (status $1: $(grep -aE '^(platter-run|outer-vm): ' "$dir/out" | tail -n 1))"; }
+tools/with-kvm.sh -t 800 -w "$dir" "$B/platter-run" --kernel build/kernel/vmlinuz \
+    --initrd build/kernel/initrd.stock --append "console=ttyS0 root=UUID=$uuid ro rootdelay=300 panic=5 demo.token=stock" \
     --disk "$dir/overlay.qcow2,serial=ROOT" --memory 512M --cpus 2 </dev/null >"$dir/out" 2>&1
-ok $? "the guest boots and powers off"
+rc=$?
+cp "$dir/out" "$dir/guest"
+ok $rc "the guest boots and powers off$(ended $rc)"
 for words in 'Starting systemd-udevd' 'guest: root: /dev/vda on / type ext4' 'guest: powering off'; do
-    grep -aq "$words" "$dir/out"; ok $? "its console says: $words"
+    grep -aq "$words" "$dir/guest"; ok $? "its console says: $words"
 done
 build/oracle/bin/qemu-img check "$dir/overlay.qcow2" >"$dir/out" 2>&1
 ok $? "qemu-img check finds the overlay clean"

@@ -21,7 +21,7 @@ tools/initrd.sh "$dir/initrd" tests/guest/virtio-guest-init virtio_pci virtio_bl
     { echo "Bail out! no initrd"; exit 1; }
 truncate -s 64M "$dir/disk.raw"
 
-tools/with-kvm.sh -t 400 -w "$dir" timeout -k 5 300 "$B/platter-run" --kernel build/kernel/vmlinuz \
+tools/with-kvm.sh -t 700 -w "$dir" timeout -k 5 600 "$B/platter-run" --kernel build/kernel/vmlinuz \
     --initrd "$dir/initrd" --append "console=ttyS0 quiet" --disk "$dir/disk.raw,format=raw" \
     --memory 256M --cpus 2 --console "file:$dir/console" </dev/null >"$dir/log" 2>&1
 ok $? "the guest powered off" || diag "$dir/log"
