@@ -12,6 +12,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/server-nfs.sh"
 . "$here/server-iscsi.sh"
 . "$here/server-gluster.sh"
+. "$here/server-nbd.sh"
 
 PLACES_FIXED=${PLACES_FIXED:-64M}
 PLACES_LUNS=${PLACES_LUNS:-4}
@@ -46,6 +47,16 @@ place_iscsi()
     place iscsi "$(iscsi_url $PLACES_TARGET %s)" "$1" iscsi "$PLACES_FIXED"
 }
 
+# nbdkit serves a folder, each file as an export.
+place_nbd()
+{
+    local i T=$1
+    for i in 1 2 3; do
+        truncate -s "$PLACES_FIXED" "$1/$i" || return 1
+    done
+    nbd_kit file dir="$1" && place nbd "$(nbd_url %s)" "$1" nbd "$PLACES_FIXED"
+}
+
 place_gluster()
 {
     gluster_start && gluster_volume v0 &&
@@ -64,7 +75,7 @@ places_start()
     local dir=$1 name
     shift
     if net_host; then
-        NFS_HOST=$NET_HOST ISCSI_HOST=$NET_HOST
+        NFS_HOST=$NET_HOST ISCSI_HOST=$NET_HOST NBD_HOST=$NET_HOST
     fi
     for name; do
         mkdir -p "$dir/$name"

@@ -6,7 +6,8 @@ cd "$(dirname "$0")/../.." || exit 1
 export B=${B:-build} SCRIBBLE_OPS=${SCRIBBLE_OPS:-2500} SCRIBBLE_ONLY='clusters_of_*'
 export PLATTER_MODULES=$PWD/$B/modules
 runs=()
-for place in nfs3 nfs4 iscsi gluster; do
+places=(nfs3 nfs4 iscsi gluster nbd)
+for place in "${places[@]}"; do
     runs+=("SCRIBBLE_PLACE=$place $B/tests/unit/scribble")
 done
-exec tests/net/with-places.sh nfs3 nfs4 iscsi gluster -- tests/net/in-turn.sh "${runs[@]}"
+exec tests/net/with-places.sh "${places[@]}" -- tests/net/in-turn.sh "${runs[@]}"

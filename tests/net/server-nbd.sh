@@ -1,5 +1,6 @@
 # server-nbd.sh - NBD servers for tests; sourced after servers.sh.
 #   NBD_PORT              chosen when empty
+#   NBD_HOST              127.0.0.1 when empty
 
 NBD_PORT=${NBD_PORT:-}
 
@@ -19,7 +20,7 @@ nbd_qemu()
 nbd_kit()
 {
     NBD_PORT=${NBD_PORT:-$(net_free_port)}
-    net_spawn "$T/nbdkit.log" nbdkit -f -i 127.0.0.1 -p "$NBD_PORT" "$@"
+    net_spawn "$T/nbdkit.log" nbdkit -f -i "${NBD_HOST:-127.0.0.1}" -p "$NBD_PORT" "$@"
     net_wait_port "$NBD_PORT"
 }
 
@@ -36,7 +37,7 @@ nbd_end()
 
 nbd_url()
 {
-    echo "nbd://127.0.0.1:$NBD_PORT/${1-disk}"
+    echo "nbd://${NBD_HOST:-127.0.0.1}:$NBD_PORT/${1-disk}"
 }
 
 # net_certificates DIR: a throw-away CA, a server's certificate for localhost and
