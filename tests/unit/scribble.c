@@ -146,6 +146,11 @@ static void create(struct run *r, const char *format, const char *file, uint64_t
     blk_opts_free(o);
 }
 
+static bool encrypted(const struct run *r)
+{
+    return r->lay->options && strstr(r->lay->options, "encrypt.");
+}
+
 static struct blk_node *open_image(struct run *r, const char *file, const char *format,
                                    unsigned flags)
 {
@@ -153,9 +158,14 @@ static struct blk_node *open_image(struct run *r, const char *file, const char *
                                .backing_urls = r->placed ? "all" : NULL };
     struct blk_error e = BLK_ERROR_INIT;
     struct blk_node *n = NULL;
+    struct blk_opts *o = encrypted(r) && file == r->image ? blk_opts_new() : NULL;
 
+    if (o)
+        blk_opts_set(o, "encrypt.key-secret", "s");
+    a.opts = o;
     if (blk_open(r->loop, &a, &n, &e) < 0)
         die(&e, "open");
+    blk_opts_free(o);
     return n;
 }
 
@@ -437,6 +447,10 @@ static void oracle_agrees(struct run *r)
              format_of(r), r->local_image, raw);
     if (r->placed)
         placed_command(r, img, raw, cmd, sizeof(cmd));
+    if (encrypted(r))
+        snprintf(cmd, sizeof(cmd), "%s compare -q --object secret,id=s,data=abc --image-opts "
+                 "driver=qcow2,file.filename=%s,encrypt.key-secret=s driver=raw,file.filename=%s",
+                 img, r->image, raw);
     assert_int_equal(system(cmd), 0);
     unlink(raw);
 }
@@ -608,6 +622,13 @@ SCRIBBLE_EXTERNAL(data_file_raw, true, 65536, 16, false, NONE, 16 * MIB + 7 * 51
 SCRIBBLE_EXTERNAL(data_file_direct, true, 512, 16, false, NONE, 4 * MIB + 512, 60000, 20,
                   BLK_O_DIRECT)
 
+SCRIBBLE_AS(luks, "qcow2", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1", 65536,
+            16 * MIB + 512, 300000, 10, 0)
+SCRIBBLE_AS(luks_small_clusters, "qcow2", "encrypt.format=luks,encrypt.key-secret=s,"
+            "encrypt.iter-time=1,encrypt.cipher-alg=aes-128,encrypt.cipher-mode=cbc,"
+            "encrypt.ivgen-alg=essiv", 512, 4 * MIB + 512, 60000, 20, 0)
+SCRIBBLE_AS(aes, "qcow2", "encrypt.format=aes,encrypt.key-secret=s", 4096, 8 * MIB + 512, 100000,
+            40, 0)
 SCRIBBLE_AS(vdi, "vdi", NULL, 1 << 20, 24 * MIB + 512, 3 << 20, 10, 0)
 SCRIBBLE_AS(vdi_static, "vdi", "static=on", 1 << 20, 24 * MIB + 512, 3 << 20, 20, 0)
 SCRIBBLE_AS(vhdx, "vhdx", "block_size=1M", 1 << 20, 24 * MIB + 512, 3 << 20, 10, 0)
@@ -645,6 +666,9 @@ int main(void)
         cmocka_unit_test(data_file),
         cmocka_unit_test(data_file_raw),
         cmocka_unit_test(data_file_direct),
+        cmocka_unit_test(luks),
+        cmocka_unit_test(luks_small_clusters),
+        cmocka_unit_test(aes),
         cmocka_unit_test(vdi),
         cmocka_unit_test(vdi_static),
         cmocka_unit_test(vdi_direct),
@@ -664,9 +688,12 @@ int main(void)
     };
 
     blk_program = "scribble";
+    blk_object_add("secret,id=s,data=abc", NULL);
     cmocka_set_message_output(CM_OUTPUT_TAP);
     if (getenv("SCRIBBLE_ONLY")) {
         cmocka_set_test_filter(getenv("SCRIBBLE_ONLY"));
     }
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    blk_secrets_free();
+    return failed;
 }
