@@ -426,63 +426,7 @@ static int open_target(struct args *a)
     return 0;
 }
 
-/* What the target is like decides how it is written. */
-static int measure_target(struct args *a)
-{
-    struct convert *c = &a->c;
-    const struct blk_limits *l = blk_node_limits(c->dst);
-    struct blk_info info = { 0 };
-    struct blk_error e = BLK_ERROR_INIT;
-    uint32_t want = BLK_MAX(l->opt_transfer, l->discard_align);
-
-    c->has_backing = a->target.backing != NULL;
-    c->backing_size = UINT64_MAX;
-    if (c->has_backing && !a->no_create && blk_backing(c->dst)) {
-        c->backing_size = blk_size(blk_backing(c->dst));
-    }
-    c->zero_init = a->target_is_zero;
-    if (!a->no_create && c->sparse && !c->has_backing) {
-        c->zero_init = blk_starts_as_zeros(c->dst);
-    }
-    if (blk_get_info(c->dst, &info, &e)) {
-        img_report(&e);
-        return -EIO;
-    }
-    if (info.cluster_size <= CONVERT_BUF_MIN && !(info.cluster_size & (info.cluster_size - 1))) {
-        c->cluster = (uint32_t)info.cluster_size;
-    }
-    c->compress = c->compress || info.needs_compressed;
-    blk_info_free(&info);
-    if (c->compress && !c->cluster) {
-        img_error("invalid cluster size");
-        return -EINVAL;
-    }
-    c->buf_size = BLK_MIN(CONVERT_BUF_MAX, BLK_MAX(CONVERT_BUF_MIN, (want + 4095u) & ~4095u));
-    return 0;
-}
-
 /* ---- the command ------------------------------------------------------------ */
-
-static void report_failure(const struct convert_failure *f)
-{
-    unsigned long long at = f->at;
-    const char *why = strerror(-f->err);
-
-    switch (f->step) {
-    case CONVERT_MAP:
-        img_error("error while reading block status at offset %llu: %s", at, why);
-        break;
-    case CONVERT_READ:
-        img_error("error while reading at byte %llu: %s", at, why);
-        break;
-    case CONVERT_WRITE:
-        img_error("error while writing at byte %llu: %s", at, why);
-        break;
-    case CONVERT_JOURNAL:
-        img_error("error while writing the journal: %s", why);
-        break;
-    }
-}
 
 /* Everything that has to be the same for a convert to go on. */
 static json_t *identity(const struct args *a)
@@ -600,7 +544,7 @@ static int convert_images(struct args *a)
     if (ret == 0 && a->to_stdout) {
         ret = convert_stream(&a->c, a->target.format, a->options);
         if (a->c.failure.err) {
-            report_failure(&a->c.failure);
+            convert_report(&a->c.failure);
         }
         return ret;
     }
@@ -614,7 +558,7 @@ static int convert_images(struct args *a)
         ret = open_target(a);
     }
     if (ret == 0) {
-        ret = measure_target(a);
+        ret = convert_target_measure(&a->target, &a->c, !a->no_create, a->target_is_zero);
     }
     if (ret == 0) {
         ret = begin(a);
@@ -622,7 +566,7 @@ static int convert_images(struct args *a)
     if (ret == 0) {
         ret = convert_copy(&a->c);
         if (ret < 0) {
-            report_failure(&a->c.failure);
+            convert_report(&a->c.failure);
         }
     }
     return ret;

@@ -129,6 +129,9 @@ int convert_map_sources(const struct convert *c, uint64_t at, bool *data, uint64
  * (convert_stream.c).  The message is printed.  Fiber. */
 int convert_stream(struct convert *c, const char *format, const char *options);
 
+/* Say what went wrong, in qemu-img's words. */
+void convert_report(const struct convert_failure *f);
+
 /* Keep the first error. */
 static inline int convert_fail(struct convert *c, int err, enum convert_step step, uint64_t at)
 {

@@ -561,3 +561,24 @@ int convert_copy(struct convert *c)
     }
     return c->failure.err;
 }
+
+void convert_report(const struct convert_failure *f)
+{
+    unsigned long long at = f->at;
+    const char *why = strerror(-f->err);
+
+    switch (f->step) {
+    case CONVERT_MAP:
+        img_error("error while reading block status at offset %llu: %s", at, why);
+        break;
+    case CONVERT_READ:
+        img_error("error while reading at byte %llu: %s", at, why);
+        break;
+    case CONVERT_WRITE:
+        img_error("error while writing at byte %llu: %s", at, why);
+        break;
+    case CONVERT_JOURNAL:
+        img_error("error while writing the journal: %s", why);
+        break;
+    }
+}

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "img/convert.h"
 #include "img/convert_target.h"
 #include "img/img.h"
 
@@ -129,6 +130,40 @@ int convert_target_prepare(struct convert_target *t, struct blk_error *e)
 int convert_target_create(struct convert_target *t, struct blk_error *e)
 {
     return blk_create(img_loop(), t->format, t->filename, t->opts, e);
+}
+
+int convert_target_measure(const struct convert_target *t, struct convert *c, bool created,
+                           bool is_zero)
+{
+    const struct blk_limits *l = blk_node_limits(c->dst);
+    struct blk_info info = { 0 };
+    struct blk_error e = BLK_ERROR_INIT;
+    uint32_t want = BLK_MAX(l->opt_transfer, l->discard_align);
+
+    c->has_backing = t->backing != NULL;
+    c->backing_size = UINT64_MAX;
+    if (c->has_backing && created && blk_backing(c->dst)) {
+        c->backing_size = blk_size(blk_backing(c->dst));
+    }
+    c->zero_init = is_zero;
+    if (created && c->sparse && !c->has_backing) {
+        c->zero_init = blk_starts_as_zeros(c->dst);
+    }
+    if (blk_get_info(c->dst, &info, &e)) {
+        img_report(&e);
+        return -EIO;
+    }
+    if (info.cluster_size <= CONVERT_BUF_MIN && !(info.cluster_size & (info.cluster_size - 1))) {
+        c->cluster = (uint32_t)info.cluster_size;
+    }
+    c->compress = c->compress || info.needs_compressed;
+    blk_info_free(&info);
+    if (c->compress && !c->cluster) {
+        img_error("invalid cluster size");
+        return -EINVAL;
+    }
+    c->buf_size = BLK_MIN(CONVERT_BUF_MAX, BLK_MAX(CONVERT_BUF_MIN, (want + 4095u) & ~4095u));
+    return 0;
 }
 
 void convert_target_free(struct convert_target *t)

@@ -26,6 +26,11 @@ struct convert_target {
 int convert_target_prepare(struct convert_target *t, struct blk_error *e);
 /* Write the empty image. Fiber. */
 int convert_target_create(struct convert_target *t, struct blk_error *e);
+/* What the open target c->dst is like decides how it is written: fills c's side of that.
+ * created: it is new; is_zero: it is known to read as zeros.  0 or -errno, printed. */
+struct convert;
+int convert_target_measure(const struct convert_target *t, struct convert *c, bool created,
+                           bool is_zero);
 void convert_target_free(struct convert_target *t);
 
 #endif
