@@ -427,6 +427,26 @@ int blk_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name,
 int blk_snapshot_load(struct blk_node *n, const char *id, const char *name,
                       struct blk_error *e);
 
+/* Persistent dirty bitmaps: which parts of the disk were written to.  Changes are in
+ * memory until the node is closed.  ADD makes an enabled one; granularity in bytes, 0:
+ * the format's choice.  All but REMOVE need a consistent bitmap.  -ENOTSUP. */
+enum blk_bitmap_op { BLK_BITMAP_ADD, BLK_BITMAP_REMOVE, BLK_BITMAP_CLEAR, BLK_BITMAP_ENABLE,
+                     BLK_BITMAP_DISABLE };
+int blk_bitmap_change(struct blk_node *n, enum blk_bitmap_op op, const char *name,
+                      uint64_t granularity, struct blk_error *e);
+/* Set in n's bitmap what src's bitmap "from" says; src may be n. */
+int blk_bitmap_merge(struct blk_node *n, const char *name, struct blk_node *src,
+                     const char *from, struct blk_error *e);
+struct blk_bitmap {
+    const char *name;               /* the node's */
+    uint64_t granularity;
+    bool enabled, inconsistent;
+};
+/* Can n's image hold bitmaps? */
+bool blk_has_bitmaps(struct blk_node *n);
+/* The i-th bitmap in the image's order; false past the end. */
+bool blk_bitmap_at(struct blk_node *n, size_t i, struct blk_bitmap *out);
+
 /* Disk usage in bytes of a node's own storage, or -1 where unknown. */
 int64_t blk_allocated_size(struct blk_node *n);
 /* Length of a protocol node's storage right now. */

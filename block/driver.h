@@ -82,7 +82,7 @@ struct blk_driver {
     bool compresses;                /* takes BLK_REQ_COMPRESSED; filters pass it on */
     bool filter;                    /* passes n->file through: status, truncate and length
                                        need not be there; see blk_filter_inherit() */
-    bool bitmaps;                   /* formats: could keep bitmaps, for measure */
+    bool bitmaps;                   /* formats: QEMU keeps bitmaps there; see bitmap_has() */
     const char *const *schemes;     /* protocols: URL schemes, NULL-terminated */
     const struct blk_option_desc *create_opts;  /* NULL: cannot create */
     const struct blk_option_desc *amend_opts;   /* NULL: cannot amend */
@@ -135,6 +135,14 @@ struct blk_driver {
     /* Fiber; n is read-only: see blk_snapshot_load(). */
     int (*snapshot_load)(struct blk_node *n, const char *id, const char *name,
                          struct blk_error *e);
+    /* Formats that may have bitmaps, all or none: see blk_bitmap_change(), ..._merge(),
+     * ..._at().  Fiber.  has: can this image?  NULL: all can. */
+    bool (*bitmap_has)(struct blk_node *n);
+    int (*bitmap_change)(struct blk_node *n, enum blk_bitmap_op op, const char *name,
+                         uint64_t granularity, struct blk_error *e);
+    int (*bitmap_merge)(struct blk_node *n, const char *name, struct blk_node *src,
+                        const char *from, struct blk_error *e);
+    bool (*bitmap_at)(struct blk_node *n, size_t i, struct blk_bitmap *out);
     int64_t (*allocated_size)(struct blk_node *n);
     int (*length)(struct blk_node *n, uint64_t *out);   /* protocols: fresh length */
     /* Protocols: a text that is equal for two nodes on the same storage

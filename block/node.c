@@ -366,6 +366,64 @@ int blk_snapshot_load(struct blk_node *n, const char *id, const char *name, stru
     return blk_run(n->loop, snapshot_load_fiber, &a);
 }
 
+struct bitmap_args {
+    struct blk_node *n, *src;
+    enum blk_bitmap_op op;
+    const char *name, *from;
+    uint64_t granularity;
+    struct blk_error *e;
+};
+
+static int bitmap_fiber(void *arg)
+{
+    struct bitmap_args *a = arg;
+
+    if (a->n->read_only) {
+        return blk_err(a->e, EACCES, "Image is read-only");
+    }
+    co_drain(a->n);
+    return a->src ? a->n->drv->bitmap_merge(a->n, a->name, a->src, a->from, a->e)
+                  : a->n->drv->bitmap_change(a->n, a->op, a->name, a->granularity, a->e);
+}
+
+static int no_bitmap(const char *name, struct blk_error *e)
+{
+    return blk_err(e, ENOENT, "Dirty bitmap '%s' not found", name);
+}
+
+int blk_bitmap_change(struct blk_node *n, enum blk_bitmap_op op, const char *name,
+                      uint64_t granularity, struct blk_error *e)
+{
+    struct bitmap_args a = { .n = n, .op = op, .name = name, .granularity = granularity, .e = e };
+
+    if (!n->drv->bitmap_change && op != BLK_BITMAP_ADD) {
+        return no_bitmap(name, e);
+    }
+    if (!n->drv->bitmap_change) {
+        /* QEMU names the node, and makes such names up. */
+        return blk_err_errno(e, ENOTSUP, "Can't store persistent bitmaps to #block100");
+    }
+    return blk_run(n->loop, bitmap_fiber, &a);
+}
+
+int blk_bitmap_merge(struct blk_node *n, const char *name, struct blk_node *src,
+                     const char *from, struct blk_error *e)
+{
+    struct bitmap_args a = { .n = n, .src = src, .name = name, .from = from, .e = e };
+
+    return n->drv->bitmap_merge ? blk_run(n->loop, bitmap_fiber, &a) : no_bitmap(name, e);
+}
+
+bool blk_has_bitmaps(struct blk_node *n)
+{
+    return n->drv->bitmaps && (!n->drv->bitmap_has || n->drv->bitmap_has(n));
+}
+
+bool blk_bitmap_at(struct blk_node *n, size_t i, struct blk_bitmap *out)
+{
+    return n->drv->bitmap_at && n->drv->bitmap_at(n, i, out);
+}
+
 int64_t blk_allocated_size(struct blk_node *n)
 {
     int64_t sum = 0;

@@ -6,6 +6,7 @@
 const struct img_command *const img_commands[] = {
     &img_amend,
     &img_bench,
+    &img_bitmap,
     &img_check,
     &img_commit,
     &img_compact,

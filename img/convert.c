@@ -315,37 +315,91 @@ static int check_backing(const struct args *a)
     return -EINVAL;
 }
 
-/* 0: the image has no persistent bitmaps to copy. */
-static int check_bitmaps(struct blk_node *n)
-{
-    struct blk_info info = { 0 };
-    struct blk_error e = BLK_ERROR_INIT;
-    const char *compat;
-    int ret = 0;
-
-    if (blk_get_info(n, &info, &e)) {
-        img_report(&e);
-        return -EIO;
-    }
-    compat = json_string_value(json_object_get(info.specific, "compat"));
-    if (strcmp(blk_format_name(n), "qcow2") || !compat || !strcmp(compat, "0.10")) {
-        img_error("Source lacks bitmap support");
-        ret = -ENOTSUP;
-    } else if (json_array_size(json_object_get(info.specific, "bitmaps"))) {
-        img_error("Copying bitmaps (--bitmaps) is not supported yet");
-        ret = -ENOTSUP;
-    }
-    blk_info_free(&info);
-    return ret;
-}
-
+/* Can the source's bitmaps be copied? */
 static int check_source_bitmaps(struct args *a)
 {
+    struct blk_node *n = a->c.src[0].node;
+    struct blk_bitmap b;
+    size_t count = 0;
+
     if (a->c.nsrc > 1) {
         img_error("Copying bitmaps only possible with single source");
         return -EINVAL;
     }
-    return check_bitmaps(a->c.src[0].node);
+    if (!blk_has_bitmaps(n)) {
+        img_error("Source lacks bitmap support");
+        return -ENOTSUP;
+    }
+    while (blk_bitmap_at(n, count, &b)) {
+        count++;
+    }
+    /* QEMU's list has the last one first. */
+    while (count-- && blk_bitmap_at(n, count, &b)) {
+        if (b.inconsistent && !a->skip_broken) {
+            struct blk_error e = BLK_ERROR_INIT;
+            blk_err(&e, EINVAL, "Cannot copy inconsistent bitmap '%s'", b.name);
+            blk_error_hint(&e, "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' "
+                           "to delete it");
+            img_report(&e);
+            return -EINVAL;
+        }
+    }
+    return 0;
+}
+
+static int copy_bitmap(struct blk_node *src, struct blk_node *dst, const struct blk_bitmap *b)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    const char *what = "create";
+    int err = blk_bitmap_change(dst, BLK_BITMAP_ADD, b->name, b->granularity, &e);
+
+    if (!err) {
+        what = "populate";
+        err = blk_bitmap_merge(dst, b->name, src, b->name, &e);
+        err = err || b->enabled ? err
+              : blk_bitmap_change(dst, BLK_BITMAP_DISABLE, b->name, 0, &e);
+        if (err) {
+            blk_bitmap_change(dst, BLK_BITMAP_REMOVE, b->name, 0, NULL);
+        }
+    }
+    if (err) {
+        img_report_prefixed(&e, "Failed to %s bitmap %s: ", what, b->name);
+    }
+    return err;
+}
+
+static bool has_bitmap(struct blk_node *n, const char *name)
+{
+    struct blk_bitmap b;
+    size_t i = 0;
+
+    while (blk_bitmap_at(n, i, &b) && strcmp(b.name, name)) {
+        i++;
+    }
+    return blk_bitmap_at(n, i, &b);
+}
+
+static int copy_bitmaps(struct args *a)
+{
+    struct blk_node *src = a->c.src[0].node;
+    struct blk_bitmap b;
+    size_t count = 0;
+    int err = 0;
+
+    while (blk_bitmap_at(src, count, &b)) {
+        count++;
+    }
+    for (size_t i = count; i-- && !err && blk_bitmap_at(src, i, &b);) {
+        if (b.inconsistent) {
+            img_warning("Skipping inconsistent bitmap '%s'", b.name);
+        } else if (has_bitmap(a->c.dst, b.name)) {
+            err = copy_bitmap(src, a->c.dst, &b);       /* says why that cannot be */
+        }
+    }
+    for (size_t i = 0; i < count && !err && blk_bitmap_at(src, i, &b); i++) {
+        err = b.inconsistent ? 0 : copy_bitmap(src, a->c.dst, &b);
+    }
+    return err;
 }
 
 static int create_target(struct args *a)
@@ -415,7 +469,7 @@ static int open_target(struct args *a)
         img_error("Compression not supported for this file format");
         return -ENOTSUP;
     }
-    if (a->bitmaps && strcmp(blk_format_name(a->c.dst), "qcow2")) {
+    if (a->bitmaps && !blk_has_bitmaps(a->c.dst)) {
         img_error("Format driver '%s' does not support bitmaps", blk_format_name(a->c.dst));
         return -ENOTSUP;
     }
@@ -568,6 +622,9 @@ static int convert_images(struct args *a)
         if (ret < 0) {
             convert_report(&a->c.failure);
         }
+    }
+    if (ret == 0 && a->bitmaps) {
+        ret = copy_bitmaps(a);
     }
     return ret;
 }

@@ -500,17 +500,6 @@ static uint64_t measure_file(struct create *c, uint64_t data)
     return (meta + blocks + reft + data) * c->cluster;
 }
 
-static bool qcow2_could_have_bitmaps(const struct blk_node *src)
-{
-    const struct qcow2 *q = src->drv == &blk_qcow2 ? src->state : NULL;
-    const struct qcow2_ext *x = q ? q->exts : NULL;
-
-    while (x && x->magic != QCOW2_EXT_BITMAPS) {
-        x = x->next;
-    }
-    return q && q->h.version >= 3 && !x;
-}
-
 int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
                   struct blk_measure *out, struct blk_error *e)
 {
@@ -540,9 +529,9 @@ int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
     if (err) {
         return err;
     }
-    /* What the source's bitmaps would take; one that has some is not measured yet. */
-    out->has_bitmaps = c.h.version >= 3 && src &&
-                       (src->drv->bitmaps || qcow2_could_have_bitmaps(src));
+    out->has_bitmaps = c.h.version >= 3 && src && blk_has_bitmaps(src);
+    out->bitmaps = out->has_bitmaps && src->drv == &blk_qcow2
+                       ? qcow2_bitmaps_measure(src, c.cluster) : 0;
     out->fully_allocated = measure_file(&c, div_up(c.h.size, c.cluster));
     bool all = c.prealloc == BLK_PREALLOC_FULL || c.prealloc == BLK_PREALLOC_FALLOC;
     out->required = all ? out->fully_allocated : measure_file(&c, data);

@@ -165,11 +165,14 @@ static int aes_write(struct blk_req *req)
     return err;
 }
 
-static int aes_fiber(struct blk_req *req)
+int qcow2_aes_fiber(struct blk_req *req)
 {
     struct qcow2 *q = req->node->state;
     int err;
 
+    if (!q->crypt->sectors) {
+        return -EIO;                    /* opened without the key */
+    }
     co_lock(&q->crypt->lock);
     switch (req->op) {
     case BLK_READ:
@@ -189,16 +192,17 @@ static int aes_fiber(struct blk_req *req)
     return err;
 }
 
+bool qcow2_crypt_own(const struct qcow2 *q)
+{
+    return !q->crypt->sectors || q->crypt->aes;
+}
+
 bool qcow2_crypt_submit(struct qcow2 *q, struct blk_req *req)
 {
-    if (req->op == BLK_FLUSH || (q->crypt->sectors && !q->crypt->aes)) {
+    if (req->op == BLK_FLUSH || !qcow2_crypt_own(q)) {
         return false;
     }
-    if (!q->crypt->sectors) {
-        blk_complete(req, -EIO);
-    } else {
-        blk_req_fiber(req, aes_fiber);
-    }
+    blk_req_fiber(req, qcow2_aes_fiber);
     return true;
 }
 

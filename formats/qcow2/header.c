@@ -164,6 +164,11 @@ int qcow2_header_build(struct qcow2 *q, uint8_t *buf, size_t len)
     if (fmt) {
         err = out_extension(&o, QCOW2_EXT_BACKING_FORMAT, fmt, strlen(fmt));
     }
+    if (!err && q->bm.count) {
+        uint8_t bitmaps[QX_BYTES];
+        qcow2_bitmaps_encode(q, bitmaps);
+        err = out_extension(&o, QCOW2_EXT_BITMAPS, bitmaps, sizeof(bitmaps));
+    }
     if (!err && q->data_name) {
         err = out_extension(&o, QCOW2_EXT_DATA_FILE, q->data_name, strlen(q->data_name));
     }
@@ -546,6 +551,9 @@ static int take_extension(struct qcow2 *q, uint32_t magic, const uint8_t *data, 
             memcpy(q->features, data, len);
         }
         return q->features ? 0 : -ENOMEM;
+    }
+    if (magic == QCOW2_EXT_BITMAPS) {
+        return qcow2_bitmaps_extension(q, data, len, e);
     }
     if (magic == QCOW2_EXT_DATA_FILE) {
         return take_data_name(q, data, len, e);

@@ -82,7 +82,13 @@ static void node_fill(struct qcow2 *q)
 /* Autoclear bits whose data we do not keep up to date. */
 static int clear_autoclear(struct qcow2 *q, struct blk_error *e)
 {
-    uint64_t kept = q->h.autoclear & QCOW2_AUTO_RAW;
+    uint64_t kept = q->h.autoclear & (QCOW2_AUTO_RAW | QCOW2_AUTO_BITMAPS);
+    if (q->bm.lost) {
+        q->h.autoclear = kept;
+        int r = qcow2_header_rewrite(q);        /* without the extension */
+        q->bm.lost = r;
+        return r ? blk_err_errno(e, -r, "Could not update qcow2 header") : 0;
+    }
     if (q->h.autoclear == kept) {
         return 0;
     }
@@ -105,7 +111,8 @@ int qcow2_reload(struct qcow2 *q, struct blk_error *e)
     int r = qcow2_header_reload(q);
     r = r ? r : qcow2_l1_load(q, e);
     r = r ? r : qcow2_reft_load(q, e);
-    return r ? r : qcow2_meta_init(q);
+    r = r ? r : qcow2_meta_init(q);
+    return r ? r : qcow2_bitmaps_mark_meta(q);
 }
 
 /* The checker works from the file alone: write back, forget, and load again what
@@ -156,7 +163,7 @@ static int open_writable(struct qcow2 *q, struct blk_error *e)
     if (!err && q->h.incompatible & QCOW2_INC_DIRTY) {
         err = repair_dirty(q, e);
     }
-    if (!err && !q->meta.slot && qcow2_meta_init(q)) {
+    if (!err && !q->meta.slot && (qcow2_meta_init(q) || qcow2_bitmaps_mark_meta(q))) {
         err = blk_err(e, ENOMEM, "Cannot allocate memory");
     }
     return err;
@@ -184,6 +191,7 @@ static void qcow2_free(struct qcow2 *q)
     free(q->l1_bad);
     free(q->reft);
     qcow2_sets_free(q);
+    qcow2_bitmaps_free(q);
     free(q);
 }
 
@@ -219,6 +227,7 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
     for (uint32_t i = 0; !err && q->crypt && i < q->h.l1_size; i++) {
         n->starts_as_zeros &= !q->l1[i];        /* preallocated clusters hold noise */
     }
+    err = err ? err : qcow2_bitmaps_open(q, e);
     if (!err && q->writable) {
         err = open_writable(q, e);
     }
@@ -237,7 +246,7 @@ fail:
 static int qcow2_close(struct blk_node *n, struct blk_error *e)
 {
     struct qcow2 *q = n->state;
-    int err = 0;
+    int err = q->writable && !q->corrupt ? qcow2_bitmaps_store(q, e) : 0;
 
     /* A flush frees clusters, whose counts the next one writes. */
     for (int i = 0; i < 4 && q->writable && !q->corrupt && !err && !qcow2_clean(q); i++) {
@@ -257,6 +266,33 @@ static int qcow2_close(struct blk_node *n, struct blk_error *e)
 }
 
 /* ---- info --------------------------------------------------------------------------------- */
+
+/* As they are in the file. */
+static json_t *bitmaps_info(const struct qcow2 *q)
+{
+    json_t *list = json_array();
+
+    for (const struct qcow2_bitmap *b = q->bm.first; b; b = b->next) {
+        json_t *flags = json_array(), *o = json_object();
+        if (b->flags & QCOW2_BM_IN_USE) {
+            json_array_append_new(flags, json_string("in-use"));
+        }
+        if (b->flags & QCOW2_BM_AUTO) {
+            json_array_append_new(flags, json_string("auto"));
+        }
+        json_object_set_new(o, "flags", flags);
+        json_object_set_new(o, "name", json_string(b->name));
+        json_object_set_new(o, "granularity", json_integer((json_int_t)1 << b->granularity));
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
+static bool qcow2_bitmap_has(struct blk_node *n)
+{
+    const struct qcow2 *q = n->state;
+    return q->h.version >= 3;
+}
 
 static int qcow2_info(struct blk_node *n, struct blk_info *out, struct blk_error *e)
 {
@@ -278,6 +314,9 @@ static int qcow2_info(struct blk_node *n, struct blk_info *out, struct blk_error
                             json_string(q->h.compression ? "zstd" : "zlib"));
         json_object_set_new(j, "lazy-refcounts",
                             json_boolean(q->h.compatible & QCOW2_COMPAT_LAZY));
+        if (q->bm.first) {
+            json_object_set_new(j, "bitmaps", bitmaps_info(q));
+        }
         json_object_set_new(j, "refcount-bits", json_integer(q->refcount_bits));
         if (q->h.incompatible & QCOW2_INC_DATA_FILE) {
             if (q->data_name) {
@@ -316,6 +355,11 @@ const struct blk_driver blk_qcow2 = {
     .check = qcow2_check,
     .snapshot = qcow2_snapshot,
     .snapshot_load = qcow2_snapshot_load,
+    .bitmaps = true,
+    .bitmap_has = qcow2_bitmap_has,
+    .bitmap_change = qcow2_bitmap_change,
+    .bitmap_merge = qcow2_bitmap_copy,
+    .bitmap_at = qcow2_bitmap_at,
     .make_empty = qcow2_make_empty,
     .compact = qcow2_compact,
     .change_backing = qcow2_change_backing,

@@ -11,6 +11,7 @@
  * refcount.c  counts, the allocator, freeing
  * flush.c     the order in which metadata reaches the disk
  * read.c, write.c, zero.c   guest requests
+ * bitmap*.c   persistent dirty bitmaps (bitmap.h)
  * datafile.c  guest data in a file of its own
  * crypt.c     encrypted guest data
  * compress.c, deflate.c      reading compressed clusters, writing them
@@ -24,6 +25,7 @@
 #define PLATTER_QCOW2_H
 
 #include "block/driver.h"
+#include "formats/qcow2/bitmap.h"
 
 #define QCOW2_MAGIC 0x514649fbu
 #define QCOW2_MIN_CLUSTER_BITS 9u
@@ -195,6 +197,8 @@ struct qcow2 {
     int level;                              /* 0: the type's default */
     uint64_t deflate_tickets, deflate_turn;
     struct co_queue deflate_q;
+
+    struct qcow2_bitmaps bm;
 
     bool corrupt;                           /* found in this session: no more writes */
     bool corrupt_reported;
@@ -521,6 +525,9 @@ int qcow2_crypt_open(struct qcow2 *q, struct blk_opts *o, struct blk_error *e);
 void qcow2_crypt_free(struct qcow2 *q);
 /* A request of an encrypted image: false: take it as any other. */
 bool qcow2_crypt_submit(struct qcow2 *q, struct blk_req *req);
+/* Must all of its requests but flushes go that way, and the way itself. Fiber. */
+bool qcow2_crypt_own(const struct qcow2 *q);
+int qcow2_aes_fiber(struct blk_req *req);
 int qcow2_crypt_mark(struct qcow2 *q);              /* its header is metadata */
 void qcow2_crypt_info(struct qcow2 *q, json_t *specific);
 int qcow2_crypt_amend(struct qcow2 *q, struct blk_opts *o, bool force, struct blk_error *e);

@@ -159,11 +159,33 @@ static int flush_fiber(struct blk_req *req)
     return qcow2_flush(req->node->state);
 }
 
+/* The first change since the bitmaps are up to date in the file. */
+static int first_change_fiber(struct blk_req *req)
+{
+    struct qcow2 *q = req->node->state;
+    int err = qcow2_bitmaps_mark(q, false);
+
+    if (err) {
+        return err;
+    }
+    qcow2_bitmaps_touch(q, req->offset, req->length);
+    if (q->crypt && qcow2_crypt_own(q)) {
+        return qcow2_aes_fiber(req);
+    }
+    return req->op == BLK_WRITE ? qcow2_write_fiber(req)
+         : req->op == BLK_DISCARD ? qcow2_discard_fiber(req) : qcow2_zero_fiber(req);
+}
+
 void qcow2_submit(struct blk_node *n, struct blk_req *req)
 {
     struct qcow2 *q = n->state;
     if (!q->data) {
         blk_complete(req, -EIO);        /* opened for its metadata only */
+        return;
+    }
+    if (q->bm.tracking && req->op != BLK_READ && req->op != BLK_FLUSH &&
+        !qcow2_bitmaps_touch(q, req->offset, req->length)) {
+        blk_req_fiber(req, first_change_fiber);
         return;
     }
     if (q->crypt && qcow2_crypt_submit(q, req)) {

@@ -224,20 +224,19 @@ int qcow2_truncate(struct blk_node *n, uint64_t size, bool shrinking, enum blk_p
     if (q->h.nb_snapshots && q->h.version < 3) {
         return blk_err(e, ENOTSUP, "Can't resize a v2 image which has snapshots");
     }
-    for (const struct qcow2_ext *x = q->exts; x; x = x->next) {
-        if (x->magic == QCOW2_EXT_BITMAPS) {
-            return blk_err(e, ENOTSUP, "Cannot resize an image with bitmaps");
-        }
-    }
     if (size == n->size) {
         return 0;
     }
-    if (size > n->size) {
-        return grow(q, size, p, e);
-    }
-    if (p != BLK_PREALLOC_OFF) {
+    if (size < n->size && p != BLK_PREALLOC_OFF) {
         return blk_err(e, EINVAL, "Preallocation can't be used for shrinking an image");
     }
-    int err = shrink(q, size);
-    return err ? blk_err_errno(e, -err, "Failed to shrink the image") : 0;
+    int err = qcow2_bitmaps_resize_begin(q, size, e);
+    if (err) {
+        return err;
+    }
+    err = size > n->size ? grow(q, size, p, e) : shrink(q, size);
+    int r = qcow2_bitmaps_resize_end(q);
+    err = err ? err : r;
+    return err ? blk_err_errno(e, -err, "Failed to %s the image", size > n->size ? "grow"
+                               : "shrink") : 0;
 }

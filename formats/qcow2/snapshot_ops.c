@@ -602,6 +602,9 @@ int qcow2_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name
         return blk_err(e, ENOTSUP, "%s%s", op == BLK_SNAPSHOT_APPLY ? "Failed to load snapshot: "
                        : "", strerror(ENOTSUP));
     }
+    if (op == BLK_SNAPSHOT_APPLY && q->bm.first) {
+        return blk_err(e, EBUSY, "Device has active dirty bitmaps");
+    }
     err = err ? err : table_read(q, &t, e);
     if (err) {
         return blk_err_errno(e, -err, "Could not read the snapshot table");

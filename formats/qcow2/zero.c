@@ -165,6 +165,14 @@ int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned fla
     if (q->corrupt || (q->h.version < 3 && n->backing)) {
         return -ENOTSUP;
     }
+    if (q->bm.tracking && !qcow2_bitmaps_touch(q, off, len)) {
+        err = qcow2_bitmaps_mark(q, false);
+        if (err) {
+            return err;
+        }
+        qcow2_bitmaps_touch(q, off, len);
+        err = -ENOTSUP;
+    }
     qcow2_busy_enter(q, &busy);
     if (rest_reads_zero(q, off, off + len)) {
         err = q->h.version < 3 ? 0      /* not allocated: zeros already */

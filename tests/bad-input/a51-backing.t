@@ -8,6 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from badinput import IMG, IO, q, case, file_hash, main, run     # noqa: E402
+import bitmaps      # noqa: E402
 
 MIB = 1 << 20
 
@@ -158,6 +159,98 @@ for label, args in (("count 0", {"count": 0}), ("count 65536", {"count": 65536})
             if r.rc:
                 t.one_line(r, path, r"bitmap")
             t.expect(file_hash(path) == before, "changed")
+
+
+def bitmap_image(t, name="bitmaps.qcow2"):
+    """An image with one enabled bitmap; where its directory entry is."""
+    path = t.path(name)
+    t.img("create", "-q", "-f", "qcow2", path, "4M")
+    t.img("bitmap", "--add", path, "bm")
+    t.io(path, "write -P 0x11 0 64k")
+    return path, bitmaps.entries(path)[0][1]
+
+
+for label, at, data in (("a table unaligned", 0, struct.pack(">Q", 0x10200)),
+                        ("a table at 0", 0, struct.pack(">Q", 0)),
+                        ("a table of 2^32-1 entries", 8, b"\xff" * 4),
+                        ("a table of no entries", 8, bytes(4)),
+                        ("a reserved flag", 12, struct.pack(">I", 4)),
+                        ("an unknown type", 16, b"\2"),
+                        ("granularity of 8 bits", 17, b"\x08"),
+                        ("granularity of 32 bits", 17, b"\x20"),
+                        ("a name of 1024 bytes", 18, struct.pack(">H", 1024)),
+                        ("a name past the directory", 18, struct.pack(">H", 1023)),
+                        ("no name", 18, bytes(2)),
+                        ("a NUL in the name", 24, b"b\0"),
+                        ("extra data", 20, struct.pack(">I", 8)),
+                        ("extra data of 2^32-1 bytes", 20, b"\xff" * 4)):
+    @case("A58 bitmap directory, %s: refused in one line, not a byte changed" % label)
+    def a58_entry(t, at=at, data=data):
+        path, entry = bitmap_image(t)
+        with open(path, "r+b") as f:
+            f.seek(entry + at)
+            f.write(data)
+        before = file_hash(path)
+        for r in (t.io(path, "read 0 512", ro=True), t.io(path, "write 0 512"),
+                  t.img("bitmap", "--clear", path, "bm")):
+            t.one_line(r, path, r"[Bb]itmap")
+        t.expect(file_hash(path) == before, "changed")
+
+
+@case("A58 two bitmaps of one name: refused")
+def a58_twice(t):
+    path, entry = bitmap_image(t)
+    t.img("bitmap", "--add", path, "bn")
+    with open(path, "r+b") as f:
+        f.seek(bitmaps.entries(path)[1][1] + 24)
+        f.write(b"bm")
+    t.one_line(t.io(path, "read 0 512", ro=True), path, r"[Bb]itmap")
+
+
+@case("A58 IN_USE: the bitmap is kept, never used, and can only be removed")
+def a58_in_use(t):
+    path, entry = bitmap_image(t)
+    with open(path, "r+b") as f:
+        f.seek(entry + 12)
+        f.write(struct.pack(">I", 3))
+    t.expect(t.io(path, "write -P 7 0 64k").rc == 0, "cannot be written")
+    for action in ("--clear", "--enable", "--disable"):
+        r = t.img("bitmap", action, path, "bm")
+        t.expect(r.rc == 1 and "inconsistent" in r.err, "%s" % r)
+    t.expect(bitmaps.read(path)["bm"][0] == 3, "the flag is gone")
+    t.expect(t.img("bitmap", "--remove", path, "bm").rc == 0, "not removed")
+    t.check_alike(path)
+
+
+for label, entry_value in (("a reserved bit", 1 << 60), ("an unaligned cluster", 0x10200),
+                           ("a cluster and all ones", 0x10001)):
+    @case("A58 bitmap table, %s: not opened for writing, not a byte changed" % label)
+    def a58_table(t, entry_value=entry_value):
+        path, entry = bitmap_image(t)
+        with open(path, "r+b") as f:
+            f.seek(entry)
+            table = struct.unpack(">Q", f.read(8))[0]
+            f.seek(table)
+            f.write(struct.pack(">Q", entry_value))
+        before = file_hash(path)
+        t.one_line(t.io(path, "write 0 512"), path, r"[Bb]itmap")
+        t.expect(file_hash(path) == before, "changed")
+
+
+for label, where in (("its own L1 table", 40), ("its refcount table", 48)):
+    @case("A58 a bitmap's table over %s: nothing of it is written or freed" % label)
+    def a58_over(t, where=where):
+        path, entry = bitmap_image(t)
+        with open(path, "r+b") as f:
+            f.seek(where)
+            target = f.read(8)
+            f.seek(entry)
+            f.write(target)
+            f.seek(entry + 12)
+            f.write(struct.pack(">I", 1))          # in use: its bits are not looked at
+        t.img("bitmap", "--remove", path, "bm")
+        t.reads_alike(path)
+        t.expect(t.io(path, "write -P 9 1M 64k", "read -P 0x11 0 64k").rc == 0, "broken")
 
 
 @case("A59 encryption header of a wrong length: refused by name")

@@ -9,6 +9,7 @@ what was not durable.  For each such state:
  - what the guest had flushed is there, everything else is old or new,
  - check -r all ends clean in one pass and changes no guest byte (images with lazy
    refcounts also with the dirty bit and counts of before the guest),
+ - a bitmap that is not marked IN_USE knows of every change,
  - now and then: a writable open works and leaves the image sound, and the oracle's
    check agrees.
 With sanitizers a quarter of the states.  CRASH_SEED and CRASH_STATES override."""
@@ -22,6 +23,7 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 sys.path.insert(0, os.path.join(HERE, "..", "qcow2"))
+import bitmaps                                                  # noqa: E402
 import qcow2img as q                                            # noqa: E402
 import replay                                                   # noqa: E402
 
@@ -61,10 +63,11 @@ def must(r, codes, what):
 
 class Case:
     def __init__(self, name, options, backing=None, ops=400, compressed=False,
-                 compress=None):
+                 compress=None, bitmap=None):
         self.name, self.options, self.backing, self.ops = name, options, backing, ops
         self.compressed = compressed            # starts full of compressed clusters
         self.compress = compress                # the guest writes compressed clusters, too
+        self.bitmap = bitmap                    # granularity of one that records
         self.seed = SEED
 
     def start(self):
@@ -87,6 +90,8 @@ class Case:
         must(run(IMG, *words, self.image, SIZE), (0,), "create")
         if self.compressed:
             self.make_compressed(options)
+        if self.bitmap:
+            must(run(IMG, "bitmap", "--add", "-g", self.bitmap, self.image, "seen"), (0,), "bitmap")
         with open(self.image, "rb") as f:
             self.file = f.read()
         self.before = self.content(self.image)
@@ -125,7 +130,7 @@ class Case:
         self.start()
         rng = random.Random(self.seed + 1)
         host = replay.Host(self.events, self.file)
-        self.leaked = self.dirty = 0
+        self.leaked = self.dirty = self.believed = 0
         for n, point in enumerate(self.points(rng)):
             host.advance(point)
             how = ("none", "all", "random", "random", "random")[n % 5]
@@ -158,9 +163,23 @@ class Case:
         if at is not None:
             raise Bad("guest sector %d holds neither its old nor a new value: expected %s, has %s" %
                       (at, sorted(may[at]), seen[at * 512:at * 512 + 16].hex()))
+        if self.bitmap:
+            self.recorded(image, seen)
         if n % 4 == 3:
             self.reopened(image, seen)
         self.repaired(image, seen, n)
+
+    def recorded(self, image, seen):
+        """A bitmap that is not in use says where the guest's data has changed."""
+        flags, granularity, bits = bitmaps.read(image)["seen"]
+        if flags & bitmaps.IN_USE:
+            return
+        self.believed += 1
+        for at in range(0, SIZE, granularity):
+            i = at // granularity
+            if seen[at:at + granularity] != self.before[at:at + granularity] and \
+                    not (i // 8 < len(bits) and bits[i // 8] >> i % 8 & 1):
+                raise Bad("a valid bitmap does not know of the change at %#x" % at)
 
     def make_lazy(self, image):
         """As a program that delays refcounts would have left it: the dirty bit set,
@@ -242,6 +261,8 @@ CASES = [
          "raw"),
     Case("version 2, 4k clusters over raw", ["cluster_size=4k", "compat=0.10"], "raw"),
     Case("1-bit refcounts, 4k clusters", ["cluster_size=4k", "refcount_bits=1"]),
+    Case("a bitmap, 64k clusters over raw", ["cluster_size=64k"], "raw", ops=150, bitmap=4096),
+    Case("a bitmap, 512 byte clusters", ["cluster_size=512"], ops=150, bitmap=512),
     Case("compressed writes, 4k clusters over raw", ["cluster_size=4k"], "raw", compress=4096),
     Case("compressed writes, 64k clusters, zstd",
          ["cluster_size=64k", "compression_type=zstd"], compress=65536),

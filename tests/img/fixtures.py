@@ -11,6 +11,11 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+                                'qcow2'))
+import bitmaps
 
 ALL = {
     # raw
@@ -153,6 +158,25 @@ ALL = {
                                      'io onext.qcow2 write -P 7 50k 64k; write -z 256k 64k']),
     'bitmap.qcow2': ([], ['img create -q -f qcow2 bitmap.qcow2 1M',
                           'img bitmap --add bitmap.qcow2 changes']),
+    'bm.qcow2':      ([], ['img create -q -f qcow2 bm.qcow2 10000k',
+                          'img bitmap --add bm.qcow2 first',
+                          'io bm.qcow2 write 0 100k; write -P 2 3M 300k; discard 5M 1M; '
+                          'write -z 7M 64k',
+                          'img bitmap --add -g 4k bm.qcow2 fine',
+                          'img bitmap --add --disable bm.qcow2 off',
+                          'io bm.qcow2 write 9990k 1k; write 200k 1; write 4M 70k']),
+    'bmv2.qcow2':    ([], ['img create -q -f qcow2 -o compat=0.10 bmv2.qcow2 1M']),
+    'bmsmall.qcow2':     ([], ['img create -q -f qcow2 -o cluster_size=512 bmsmall.qcow2 3M',
+                          'img bitmap --add -g 512 bmsmall.qcow2 tiny',
+                          'io bmsmall.qcow2 write 0 100k; write 1M 300k']),
+    'bmused.qcow2':      (['bm.qcow2'], ['img convert -q --bitmaps -O qcow2 bm.qcow2 bmused.qcow2', 'inuse bmused.qcow2']),
+    'bmlost.qcow2':      (['bm.qcow2'], ['img convert -q --bitmaps -O qcow2 bm.qcow2 bmlost.qcow2',
+                                   'poke bmlost.qcow2 0x5f 00']),
+    'bmtop.qcow2':   (['bm.qcow2'], ['img create -q -f qcow2 -b bm.qcow2 -F qcow2 bmtop.qcow2',
+                                   'img bitmap --add bmtop.qcow2 top',
+                                   'io bmtop.qcow2 write 6M 100k']),
+    'bmsnap.qcow2':  (['bm.qcow2'], ['img convert -q --bitmaps -O qcow2 bm.qcow2 bmsnap.qcow2',
+                                   'img snapshot -c one bmsnap.qcow2']),
     # qcow2, backing names
     'nobase.qcow2': ([], ['img create -q -u -f qcow2 -b gone.raw -F raw nobase.qcow2 1M']),
     'nofmt.qcow2':  (['a.qcow2'], ['img create -q -u -f qcow2 -o compat=0.10 -b a.qcow2 -F qcow2 '
@@ -240,6 +264,16 @@ def step_poke(path, offset, data):
     with open(path, 'r+b') as f:
         f.seek(int(offset, 0))
         f.write(bytes.fromhex(data))
+
+
+def step_inuse(path):
+    """As a QEMU that died with the image open leaves its bitmaps."""
+    for _, at in bitmaps.entries(path):
+        with open(path, 'r+b') as f:
+            f.seek(at + 15)
+            flags = f.read(1)[0]
+            f.seek(at + 15)
+            f.write(bytes([flags | bitmaps.IN_USE]))
 
 
 def step_cut(path, size):

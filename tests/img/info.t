@@ -147,8 +147,7 @@ suite.table(r'''
         status| 1
     info luks.qcow2
     info dataf.qcow2
-    ~not-yet info bitmap.qcow2
-        out| ^    extended l2: false\nChild node
+    info bitmap.qcow2
 
     # what differs on purpose
     ~filename-option info --image-opts filename=a.qcow2
