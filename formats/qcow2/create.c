@@ -371,6 +371,9 @@ static int create_write(struct create *c, struct blk_node *file, struct blk_erro
 
     if (!err && c->prealloc != BLK_PREALLOC_OFF && !c->data_file) {
         err = blk_truncate(file, end, true, storage_prealloc(c), e);
+    } else if (!err && c->crypt) {
+        /* Key slots that are not used are not written, but counted. */
+        err = blk_truncate(file, end, true, BLK_PREALLOC_OFF, e);
     }
     err = err ? err : write_reft(c, file, buf);
     err = err ? err : write_blocks(c, file, buf);

@@ -114,6 +114,15 @@ p = run('compact', 'bad.qcow2', status=1)
 ok('the image is damaged' in p.stderr and open('bad.qcow2', 'rb').read() == before,
    'a damaged image is refused and left as it is', p)
 
+secret = ['--object', 'secret,id=s,data=x']
+opts = ['--image-opts', 'driver=qcow2,file.filename=luks.qcow2,encrypt.key-secret=s']
+run('create', '-q', *secret, '-f', 'qcow2', '-o',
+    'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10', 'luks.qcow2', '4M')
+p = run('check', *secret, *opts, program=QEMU_IMG)
+ok(p.stderr == '', 'a new encrypted image is sound: unused key slots are in the file', p)
+p = run('compact', *secret, *opts, status=1)
+ok('Encrypted images cannot be compacted' in p.stderr, 'and is refused by name', p)
+
 p = run('compact', status=1)
 ok('Expecting one image file name' in p.stderr, 'no image', p)
 p = run('compact', 'gone', status=1)
