@@ -584,12 +584,12 @@ static int read_extensions(struct qcow2 *q, const uint8_t *buf, uint64_t end, st
         }
         uint32_t magic = be32(buf + at), len = be32(buf + at + 4);
         at += 8;
-        if (magic == QCOW2_EXT_END) {
-            return 0;
-        }
         if (len > end - at) {
             return blk_err(e, EINVAL, "Header extension too large (at %#llx: %u bytes)",
                            (unsigned long long)at - 8, len);
+        }
+        if (magic == QCOW2_EXT_END) {
+            return 0;
         }
         if (++count > QCOW2_MAX_EXTENSIONS) {
             return blk_err(e, EFBIG, "More than %u header extensions", QCOW2_MAX_EXTENSIONS);
