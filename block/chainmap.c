@@ -47,8 +47,9 @@ static unsigned map_shift(const struct blk_node *top)
 {
     unsigned shift = MAP_GRANULE_MAX;
     for (const struct blk_node *n = top; n; n = n->backing) {
-        if (n->cluster_size) {
-            unsigned bits = (unsigned)__builtin_ctz(n->cluster_size);
+        uint32_t size = n->mapping_size ? n->mapping_size : n->cluster_size;
+        if (size) {
+            unsigned bits = (unsigned)__builtin_ctz(size);
             shift = BLK_MIN(shift, BLK_MAX(bits, MAP_GRANULE_MIN));
         }
     }

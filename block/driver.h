@@ -54,8 +54,9 @@ struct blk_node {
     struct blk_chainmap *chainmap;  /* merged map of n's own chain, or NULL */
     char *backing_urls;             /* protocols names inside images may use */
 
-    /* Formats: granularity of the mapping, 0 if there is none. */
-    uint32_t cluster_size;
+    /* Formats: clusters, and the granularity of the mapping (cluster_size if it is 0);
+     * 0 if there are none. */
+    uint32_t cluster_size, mapping_size;
     /* Formats: the backing file named in the image; the core opens it after
      * open() returns (a loop, not a recursion).  malloc'd, NULL: none. */
     char *backing_name, *backing_format;

@@ -83,8 +83,8 @@ int co_status_above(struct blk_node *n, struct blk_node *base, uint64_t off, uin
     bool short_layer = false;
     uint64_t end_of_top = n->size;
 
+    *st = (struct blk_status){ 0 };
     if (off >= n->size) {
-        *st = (struct blk_status){ 0 };
         return -EINVAL;
     }
     len = BLK_MIN(len, n->size - off);
@@ -108,7 +108,11 @@ int co_status_above(struct blk_node *n, struct blk_node *base, uint64_t off, uin
             return 0;
         }
     }
-    *st = (struct blk_status){ .flags = BLK_ST_ZERO, .length = len, .depth = depth };
+    /* The last layer may have a place for it all the same. */
+    st->flags = BLK_ST_ZERO | (short_layer ? 0 : st->flags & BLK_ST_OFFSET);
+    st->length = len;
+    st->depth = depth;
+    st->layer = NULL;
     if (short_layer) {
         st->flags |= BLK_ST_ALLOCATED;
     }

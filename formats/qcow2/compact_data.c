@@ -241,7 +241,7 @@ static int batch_commit(struct compact *k, struct batch *b)
 static int move_table_entries(struct compact *k, struct batch *b, uint64_t offset)
 {
     struct qcow2 *q = k->q;
-    size_t step = (size_t)8 << !!(q->h.incompatible & QCOW2_INC_EXTL2);
+    size_t step = qcow2_entry_bytes(q);
     uint8_t *data = blk_buf_alloc(q->cluster_size);
     bool changed = false;
     int err = data ? co_read(q->file, offset, data, q->cluster_size) : -ENOMEM;

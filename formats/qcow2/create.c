@@ -68,24 +68,28 @@ static int take_compat(struct create *c, struct blk_opts *o, struct blk_error *e
     return 0;
 }
 
-static int take_unsupported(struct blk_opts *o, struct blk_error *e)
-{
-    bool on = false;
-    int err = blk_opts_get_bool(o, "extended_l2", &on, e);
-    return err || !on ? err : blk_err(e, ENOTSUP, "Option 'extended_l2' is not supported");
-}
-
 static int take_cluster_size(struct create *c, struct blk_opts *o, struct blk_error *e)
 {
-    uint64_t cs = 65536;
+    uint64_t cs = 65536, min = 1u << (QCOW2_MIN_CLUSTER_BITS + QCOW2_SUB_BITS);
+    bool wide = false;
     int err = blk_opts_get_size(o, "cluster_size", &cs, e);
+    err = err ? err : blk_opts_get_bool(o, "extended_l2", &wide, e);
     if (err) {
         return err;
+    }
+    if (wide && c->h.version < 3) {
+        return blk_err(e, EINVAL, "Extended L2 entries are only supported with compatibility "
+                       "level 1.1 and above (use version=v3 or greater)");
     }
     if (cs & (cs - 1) || cs < 1u << QCOW2_MIN_CLUSTER_BITS || cs > 1u << QCOW2_MAX_CLUSTER_BITS) {
         return blk_err(e, EINVAL, "Cluster size must be a power of two between %d and %dk",
                        1 << QCOW2_MIN_CLUSTER_BITS, 1 << (QCOW2_MAX_CLUSTER_BITS - 10));
     }
+    if (wide && cs < min) {
+        return blk_err(e, EINVAL, "Extended L2 entries are only supported with cluster sizes of "
+                       "at least %u bytes", (unsigned)min);
+    }
+    c->h.incompatible |= wide ? QCOW2_INC_EXTL2 : 0;
     c->cluster = cs;
     c->h.cluster_bits = (uint32_t)__builtin_ctzll(cs);
     return 0;
@@ -149,7 +153,8 @@ static int take_backing(struct create *c, struct blk_opts *o, struct blk_error *
         return blk_err(e, EINVAL, "Parameter 'backing-fmt' does not accept value '%s'",
                        c->backing_fmt);
     }
-    if (c->backing && c->prealloc != BLK_PREALLOC_OFF) {
+    if (c->backing && c->prealloc != BLK_PREALLOC_OFF &&
+        !(c->h.incompatible & QCOW2_INC_EXTL2)) {
         return blk_err(e, EINVAL, "Backing file and preallocation can only be used at the same "
                        "time if extended_l2 is on");
     }
@@ -248,7 +253,6 @@ static int take_options(struct create *c, struct blk_opts *o, bool measure, stru
 {
     const char *p = blk_opts_get(o, "preallocation");
     int err = take_compat(c, o, e);
-    err = err ? err : take_unsupported(o, e);
     err = err ? err : take_cluster_size(c, o, e);
     err = err || !p ? err : blk_parse_prealloc(p, &c->prealloc, e);
     err = err ? err : take_backing(c, o, e);

@@ -128,9 +128,11 @@ static int aes_fill(struct qcow2 *q, uint64_t off, uint8_t *buf, uint64_t len)
 /* Can part of the cluster be written as it is, the rest being encrypted already? */
 static int is_encrypted(struct qcow2 *q, uint64_t cluster, bool *out)
 {
+    uint64_t len = BLK_MIN(q->cluster_size, q->n->size - cluster);
     struct blk_status st = { 0 };
-    int err = qcow2_status(q->n, cluster, BLK_MIN(q->cluster_size, q->n->size - cluster), &st);
-    *out = st.flags & BLK_ST_DATA && !(st.flags & BLK_ST_COMPRESSED);
+    int err = qcow2_status(q->n, cluster, len, &st);
+    /* All of it: copying what surrounds a write does not encrypt. */
+    *out = st.flags & BLK_ST_DATA && !(st.flags & BLK_ST_COMPRESSED) && st.length == len;
     return err;
 }
 

@@ -239,7 +239,8 @@ static int run_publish(struct deflate *d, uint64_t *i, uint64_t end)
         int err = qcow2_l2_write(q, guest, &s);
         for (; !err && *i < end && k < 1u << q->slice_bits; k++) {
             uint64_t old = qcow2_entry_get(q, s->word, k);
-            err = qcow2_entry_check(q, old, (d->first + *i) << q->h.cluster_bits);
+            err = qcow2_entry_check(q, old, qcow2_bitmap_get(q, s->word, k),
+                                    (d->first + *i) << q->h.cluster_bits);
             if (err) {
                 qcow2_slice_put(s);
                 return err;
@@ -279,7 +280,8 @@ static int run_tables(struct deflate *d, uint64_t i, uint64_t end)
 static int run_packed(struct deflate *d, uint64_t i, uint64_t n)
 {
     struct qcow2 *q = d->q;
-    struct qcow2_busy busy = { d->first + i, d->first + i + n, NULL };
+    struct qcow2_busy busy = qcow2_busy_range(q, (d->first + i) << q->h.cluster_bits,
+                                              n << q->h.cluster_bits);
     uint64_t end = i + n;
     int err;
 

@@ -93,6 +93,9 @@ static void set_geometry(struct qcow2 *q)
     q->cluster_size = 1u << q->h.cluster_bits;
     q->wide = q->h.incompatible & QCOW2_INC_EXTL2 ? 1 : 0;
     q->l2_bits = q->h.cluster_bits - 3 - q->wide;
+    q->sub_bits = q->wide ? QCOW2_SUB_BITS : 0;
+    q->sub_shift = q->h.cluster_bits - q->sub_bits;
+    q->sub_size = 1u << q->sub_shift;
     q->refcount_bits = 1u << q->h.refcount_order;
     q->refblock_bits = q->h.cluster_bits + 3 - q->h.refcount_order;
 }
@@ -421,15 +424,12 @@ static int check_features(struct qcow2 *q, struct blk_error *e)
 {
     const struct qcow2_header *h = &q->h;
     uint64_t unknown = h->incompatible &
-        ~(uint64_t)(QCOW2_INC_KNOWN | QCOW2_INC_EXTL2);
+        ~(uint64_t)QCOW2_INC_KNOWN;
     if (unknown) {
         return unknown_features(q, unknown, e);
     }
-    if (h->incompatible & QCOW2_INC_EXTL2) {
-        if (h->cluster_bits < 14) {
-            return blk_err(e, EINVAL, "Extended L2 entries require clusters of 16k or more");
-        }
-        return blk_err(e, ENOTSUP, "Unsupported qcow2 feature(s): extended L2 entries");
+    if (q->sub_shift < QCOW2_MIN_CLUSTER_BITS) {
+        return blk_err(e, EINVAL, "Unsupported subcluster size: %u", q->sub_size);
     }
     if (h->compression > 1) {
         return blk_err(e, ENOTSUP, "qcow2: unknown compression type: %u", h->compression);

@@ -48,6 +48,35 @@ int qcow2_l2_read(struct qcow2 *q, uint64_t guest, struct qcow2_slice **out)
     return qcow2_slice_get(q, slice, out);
 }
 
+enum qcow2_type qcow2_sub_type_wide(const struct qcow2 *q, uint64_t entry, uint64_t map,
+                                    unsigned sc, unsigned *run)
+{
+    uint32_t allocated = (uint32_t)map, zeros = (uint32_t)(map >> 32), alike;
+    bool host = qcow2_has_host(q, entry);
+    enum qcow2_type type;
+
+    *run = (1u << q->sub_bits) - sc;
+    if (entry & QCOW2_COMPRESSED) {
+        return map ? QCOW2_INVALID : QCOW2_DEFLATED;
+    }
+    if (allocated & zeros || (allocated && !host)) {
+        return QCOW2_INVALID;
+    }
+    if (allocated >> sc & 1) {
+        type = QCOW2_NORMAL;
+        alike = allocated;
+    } else if (zeros >> sc & 1) {
+        type = host ? QCOW2_ZERO_ALLOC : QCOW2_ZERO_PLAIN;
+        alike = zeros;
+    } else {
+        type = host ? QCOW2_UNALLOC_HOST : QCOW2_UNALLOCATED;
+        alike = ~(allocated | zeros);
+    }
+    uint32_t others = ~alike >> sc;
+    *run = others ? (unsigned)__builtin_ctz(others) : *run;
+    return type;
+}
+
 /* Copy one cluster of the file, or zero the target. */
 static int fill_cluster(struct qcow2 *q, uint64_t from, uint64_t to)
 {

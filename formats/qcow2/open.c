@@ -75,7 +75,9 @@ static void node_fill(struct qcow2 *q)
     n->cluster_size = q->cluster_size;
     n->can_zero = n->can_discard = BLK_CAP_NATIVE;
     n->starts_as_zeros = !n->backing_name;
-    n->limits.zero_align = n->limits.discard_align = q->cluster_size;
+    n->mapping_size = q->sub_size;
+    n->limits.zero_align = q->sub_size;
+    n->limits.discard_align = q->cluster_size;
     n->limits.opt_transfer = q->cluster_size;
 }
 
@@ -326,7 +328,7 @@ static int qcow2_info(struct blk_node *n, struct blk_info *out, struct blk_error
                                 json_boolean(q->h.autoclear & QCOW2_AUTO_RAW));
         }
         json_object_set_new(j, "corrupt", json_boolean(q->h.incompatible & QCOW2_INC_CORRUPT));
-        json_object_set_new(j, "extended-l2", json_boolean(false));
+        json_object_set_new(j, "extended-l2", json_boolean(q->wide));
     }
     if (q->crypt) {
         qcow2_crypt_info(q, j);

@@ -46,6 +46,11 @@
 #define QCOW2_L2_RESERVED 0x3f000000000001feull
 #define QCOW2_REFT_RESERVED 0x1ffull
 
+/* The second word of an extended L2 entry: bit i of the low half: subcluster i is
+ * allocated; of the high half: it reads as zeros. */
+#define QCOW2_SUB_BITS 5u
+#define QCOW2_MAP_ZEROS 0xffffffff00000000ull
+
 enum {                                      /* incompatible features */
     QCOW2_INC_DIRTY = 1u << 0,
     QCOW2_INC_CORRUPT = 1u << 1,
@@ -54,7 +59,8 @@ enum {                                      /* incompatible features */
     QCOW2_INC_EXTL2 = 1u << 4,
 };
 #define QCOW2_INC_KNOWN \
-    (QCOW2_INC_DIRTY | QCOW2_INC_CORRUPT | QCOW2_INC_DATA_FILE | QCOW2_INC_COMPRESSION)
+    (QCOW2_INC_DIRTY | QCOW2_INC_CORRUPT | QCOW2_INC_DATA_FILE | QCOW2_INC_COMPRESSION | \
+     QCOW2_INC_EXTL2)
 enum { QCOW2_COMPAT_LAZY = 1u << 0 };       /* compatible features */
 enum {                                      /* autoclear features */
     QCOW2_AUTO_BITMAPS = 1u << 0,
@@ -127,9 +133,9 @@ struct qcow2_set {
     uint64_t count;
 };
 
-/* Guest clusters some fiber is allocating, zeroing or discarding. */
+/* Guest subclusters some fiber is allocating, zeroing or discarding. */
 struct qcow2_busy {
-    uint64_t first, end;                    /* guest cluster numbers */
+    uint64_t first, end;                    /* guest subcluster numbers */
     struct qcow2_busy *next;
 };
 
@@ -143,6 +149,9 @@ struct qcow2 {
     struct qcow2_header h;
     uint32_t cluster_size, l2_bits, slice_bits; /* entries: 1 << bits */
     unsigned wide;                          /* 1: extended L2, an entry is two words */
+    /* A cluster is 1 << sub_bits subclusters, each allocated or not by itself; without
+     * extended L2 it is one. */
+    uint32_t sub_bits, sub_shift, sub_size; /* log2 of their bytes, and these */
     uint32_t refcount_bits, refblock_bits;  /* counts a block: 1 << refblock_bits */
     uint64_t *l1;                           /* host order, h.l1_size entries */
     struct qcow2_ext *exts;                 /* unknown ones, in order */
@@ -208,10 +217,12 @@ struct qcow2 {
 
 enum qcow2_type {
     QCOW2_UNALLOCATED,      /* ask the backing file */
+    QCOW2_UNALLOC_HOST,     /* the same, in a cluster that has its host cluster */
     QCOW2_NORMAL,
     QCOW2_ZERO_PLAIN,       /* reads as zeros, no host cluster */
     QCOW2_ZERO_ALLOC,       /* reads as zeros, host cluster kept */
     QCOW2_DEFLATED,         /* compressed, either type */
+    QCOW2_INVALID,          /* the bitmap contradicts itself, or the entry */
 };
 
 static inline bool qcow2_external(const struct qcow2 *q)
@@ -224,12 +235,32 @@ static inline enum qcow2_type qcow2_entry_type(const struct qcow2 *q, uint64_t e
     if (entry & QCOW2_COMPRESSED) {
         return QCOW2_DEFLATED;
     }
-    if (entry & QCOW2_ZERO && q->h.version >= 3) {
+    if (entry & QCOW2_ZERO && q->h.version >= 3 && !q->wide) {
         return entry & QCOW2_OFFSET_MASK ? QCOW2_ZERO_ALLOC : QCOW2_ZERO_PLAIN;
     }
     /* Offset 0 is a place like any other in an external data file. */
     return entry & QCOW2_OFFSET_MASK || (qcow2_external(q) && entry & QCOW2_COPIED)
                ? QCOW2_NORMAL : QCOW2_UNALLOCATED;
+}
+
+/* Is there a host cluster that holds plain data? */
+static inline bool qcow2_has_host(const struct qcow2 *q, uint64_t entry)
+{
+    enum qcow2_type t = qcow2_entry_type(q, entry);
+    return t == QCOW2_NORMAL || t == QCOW2_ZERO_ALLOC;
+}
+
+enum qcow2_type qcow2_sub_type_wide(const struct qcow2 *q, uint64_t entry, uint64_t map,
+                                    unsigned sc, unsigned *run);
+/* What subcluster sc of a cluster is; *run: how many from it on are. */
+static inline enum qcow2_type qcow2_sub_type(const struct qcow2 *q, uint64_t entry, uint64_t map,
+                                             unsigned sc, unsigned *run)
+{
+    if (__builtin_expect(q->wide, 0)) {
+        return qcow2_sub_type_wide(q, entry, map, sc, run);
+    }
+    *run = 1;
+    return qcow2_entry_type(q, entry);
 }
 
 static inline uint64_t qcow2_clusters(const struct qcow2 *q, uint64_t bytes)
@@ -303,6 +334,10 @@ void qcow2_block_dirty(struct qcow2 *q, struct qcow2_block *b);
 static inline uint64_t qcow2_slice_index(const struct qcow2 *q, uint64_t guest)
 {
     return guest >> (q->h.cluster_bits + q->slice_bits);
+}
+static inline unsigned qcow2_sub_index(const struct qcow2 *q, uint64_t guest)
+{
+    return (unsigned)(guest >> q->sub_shift) & ((1u << q->sub_bits) - 1);
 }
 static inline unsigned qcow2_entry_index(const struct qcow2 *q, uint64_t guest)
 {
@@ -471,7 +506,9 @@ int qcow2_write_compressed(struct blk_req *req);
 int qcow2_set_compression_level(struct qcow2 *q, uint64_t level, struct blk_error *e);
 /* Is an L2 entry that is to be replaced or written through sane?  Marks the image
  * corrupt if not.  Fiber. */
-int qcow2_entry_check(struct qcow2 *q, uint64_t entry, uint64_t guest);
+int qcow2_entry_check(struct qcow2 *q, uint64_t entry, uint64_t map, uint64_t guest);
+/* Zeros as data in [off, end), at most a cluster. Fiber. */
+int qcow2_write_zeros(struct qcow2 *q, uint64_t off, uint64_t end);
 int qcow2_zero_fiber(struct blk_req *req);
 int qcow2_discard_fiber(struct blk_req *req);
 /* The driver's zero_part. Fiber. */
@@ -480,8 +517,13 @@ int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned fla
  * (preallocation). Fiber. */
 int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
                       struct blk_error *e);
-/* Unmap whole guest clusters [first, end). Fiber. */
+/* Unmap guest clusters [first, end). Fiber. */
 int qcow2_unmap(struct qcow2 *q, uint64_t first, uint64_t end);
+/* The subclusters that the guest range touches. */
+static inline struct qcow2_busy qcow2_busy_range(const struct qcow2 *q, uint64_t off, uint64_t len)
+{
+    return (struct qcow2_busy){ off >> q->sub_shift, ((off + len - 1) >> q->sub_shift) + 1, NULL };
+}
 /* Wait until no busy range overlaps, then register b. Fiber. */
 void qcow2_busy_enter(struct qcow2 *q, struct qcow2_busy *b);
 bool qcow2_busy_hit(const struct qcow2 *q, uint64_t first, uint64_t end);

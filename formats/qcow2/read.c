@@ -14,11 +14,11 @@
 
 /* ---- one lookup -------------------------------------------------------------------- */
 
-/* Consecutive entries of one slice that one request can serve. */
+/* Consecutive subclusters of one slice that one request can serve. */
 struct extent {
     enum qcow2_type type;
     uint64_t host;                  /* NORMAL: offset of the first byte asked for */
-    uint64_t entry;                 /* of the first cluster, host order */
+    uint64_t entry, map;            /* of the first cluster, host order */
     uint64_t len;                   /* bytes */
     bool copied;                    /* NORMAL: every cluster may be overwritten */
 };
@@ -34,9 +34,8 @@ static bool entry_sane(const struct qcow2 *q, uint64_t e)
 static int extent_at(const struct qcow2 *q, const struct qcow2_slice *s, uint64_t off,
                      uint64_t len, struct extent *x)
 {
-    unsigned i = qcow2_entry_index(q, off);
-    uint64_t in = off & (q->cluster_size - 1), got = q->cluster_size - in;
-    unsigned end = 1u << q->slice_bits;
+    unsigned i = qcow2_entry_index(q, off), end = 1u << q->slice_bits;
+    unsigned sc = qcow2_sub_index(q, off), run;
 
     *x = (struct extent){ .type = QCOW2_UNALLOCATED };
     if (!s) {
@@ -45,26 +44,29 @@ static int extent_at(const struct qcow2 *q, const struct qcow2_slice *s, uint64_
         return 0;
     }
     x->entry = qcow2_entry_get(q, s->word, i);
-    x->type = qcow2_entry_type(q, x->entry);
-    if (!entry_sane(q, x->entry)) {
+    x->map = qcow2_bitmap_get(q, s->word, i);
+    x->type = qcow2_sub_type(q, x->entry, x->map, sc, &run);
+    if (!entry_sane(q, x->entry) || x->type == QCOW2_INVALID) {
         return -EIO;
     }
-    x->host = (x->entry & QCOW2_OFFSET_MASK) + in;
+    x->host = (x->entry & QCOW2_OFFSET_MASK) + (off & (q->cluster_size - 1));
     if (qcow2_external(q) && !qcow2_external_sane(q, x->entry, off)) {
         return -EIO;
     }
     x->copied = x->entry & QCOW2_COPIED;
-    uint64_t next = (x->entry & QCOW2_OFFSET_MASK) + q->cluster_size;
-    for (i++; got < len && i < end && x->type != QCOW2_DEFLATED; i++) {
+    uint64_t next = x->entry & QCOW2_OFFSET_MASK;
+    uint64_t got = ((uint64_t)run << q->sub_shift) - (off & (q->sub_size - 1));
+    /* On while the run reaches the end of its cluster. */
+    while (got < len && sc + run == 1u << q->sub_bits && ++i < end && x->type != QCOW2_DEFLATED) {
         uint64_t e = qcow2_entry_get(q, s->word, i);
-        enum qcow2_type t = qcow2_entry_type(q, e);
+        enum qcow2_type t = qcow2_sub_type(q, e, qcow2_bitmap_get(q, s->word, i), sc = 0, &run);
+        next += q->cluster_size;
         if (t != x->type || !entry_sane(q, e) ||
-            ((t == QCOW2_NORMAL || t == QCOW2_ZERO_ALLOC) &&
+            ((t == QCOW2_NORMAL || t == QCOW2_ZERO_ALLOC || t == QCOW2_UNALLOC_HOST) &&
              ((e & QCOW2_OFFSET_MASK) != next || !(e & QCOW2_COPIED) != !x->copied))) {
             break;
         }
-        next += q->cluster_size;
-        got += q->cluster_size;
+        got += (uint64_t)run << q->sub_shift;
     }
     x->len = BLK_MIN(len, got);
     return 0;
@@ -74,6 +76,11 @@ static int bad_entry(struct qcow2 *q, uint64_t off, const struct extent *x)
 {
     if (qcow2_external(q) && !qcow2_external_sane(q, x->entry, off)) {
         return qcow2_external_bad(q, x->entry, off);
+    }
+    if (x->type == QCOW2_INVALID) {
+        return qcow2_mark_corrupt(q, "Invalid subcluster bitmap %#llx of L2 entry %#llx (guest "
+                                  "offset: %#llx)", (unsigned long long)x->map,
+                                  (unsigned long long)x->entry, (unsigned long long)off);
     }
     return qcow2_mark_corrupt(q, "Cluster allocation offset %#llx unaligned or with reserved "
                               "bits (guest offset: %#llx)", (unsigned long long)x->entry,
@@ -107,6 +114,7 @@ static bool fast_read(struct qcow2 *q, struct blk_req *req)
         blk_forward(req, q->data, x.host, NULL);
         return true;
     case QCOW2_UNALLOCATED:
+    case QCOW2_UNALLOC_HOST:
         blk_forward_backing(req);
         return true;
     case QCOW2_DEFLATED: {
@@ -143,9 +151,9 @@ static bool hits_metadata(const struct qcow2 *q, uint64_t host, uint64_t len)
 static bool fast_write(struct qcow2 *q, struct blk_req *req)
 {
     struct extent x;
-    uint64_t first = req->offset >> q->h.cluster_bits;
-    uint64_t end = ((req->offset + req->length - 1) >> q->h.cluster_bits) + 1;
-    if (q->corrupt || req->flags & BLK_REQ_COMPRESSED || (q->busy && qcow2_busy_hit(q, first, end)) ||
+    struct qcow2_busy b = qcow2_busy_range(q, req->offset, req->length);
+    if (q->corrupt || req->flags & BLK_REQ_COMPRESSED ||
+        (q->busy && qcow2_busy_hit(q, b.first, b.end)) ||
         !fast_extent(q, req, &x) || x.type != QCOW2_NORMAL || !x.copied ||
         hits_metadata(q, x.host, x.len)) {
         return false;
@@ -258,7 +266,7 @@ static uint64_t compressed_run(struct qcow2 *q, const struct qcow2_slice *s,
     max = off & (q->cluster_size - 1) ? 0 : BLK_MIN(len >> q->h.cluster_bits, RUN_MAX);
     for (; n < max && i < end; i++, n++) {
         entry[n] = qcow2_entry_get(q, s->word, i) & ~QCOW2_COPIED;
-        if (!(entry[n] & QCOW2_COMPRESSED)) {
+        if (!(entry[n] & QCOW2_COMPRESSED) || qcow2_bitmap_get(q, s->word, i)) {
             break;
         }
     }
@@ -296,6 +304,7 @@ static int read_piece(struct qcow2 *q, struct blk_parts *parts, const struct blk
     case QCOW2_NORMAL:
         return blk_parts_add(parts, q->data, BLK_READ, x.host, pos, x.len);
     case QCOW2_UNALLOCATED:
+    case QCOW2_UNALLOC_HOST:
         return read_backing_part(q->n, req, off, pos, x.len);
     case QCOW2_DEFLATED:
         return qcow2_read_compressed(q, x.entry, off & (q->cluster_size - 1), req->iov,
@@ -387,6 +396,9 @@ static void status_set(struct qcow2 *q, const struct extent *x, struct blk_statu
         break;
     case QCOW2_ZERO_PLAIN:
         st->flags = BLK_ST_ZERO | BLK_ST_ALLOCATED;
+        break;
+    case QCOW2_UNALLOC_HOST:
+        st->flags = BLK_ST_OFFSET;
         break;
     default:
         st->flags = 0;

@@ -4,12 +4,17 @@
  *
  * One allocation: register the guest clusters as busy, get the slice, reserve
  * host clusters, read what the write does not cover of the first and last
- * cluster, write head + data + tail as one vectored write, then publish the L2
+ * subcluster, write head + data + tail as one vectored write, then publish the L2
  * entries in memory.  flush.c keeps the order on disk.
  *
+ * With extended L2 a new host cluster takes over only the subclusters that are
+ * written to (and those its predecessor held); the others go on being read from
+ * below.  Without it a cluster is its only subcluster.
+ *
  * Invariants
- *  - Two fibers never change the same guest cluster's entry at once: busy ranges
- *    do not overlap.  Distinct clusters go on in parallel.
+ *  - Two fibers never change the same guest subcluster's state at once: busy ranges
+ *    do not overlap.  Distinct ones go on in parallel, in one cluster too once it
+ *    has its host cluster; whoever gives it one takes all of it.
  *  - A failure before publishing gives the host clusters back and leaves the old
  *    mapping as it was.
  */
@@ -59,24 +64,36 @@ struct alloc {
     unsigned index;                 /* of the first entry */
     uint64_t guest;                 /* of the first cluster */
     uint64_t clusters;
+    uint64_t from, to;              /* bytes behind guest that are written: whole subclusters,
+                                       or up to what can be overwritten */
     struct qcow2_space space;
-    bool in_place;                  /* ZERO_ALLOC: the host clusters are there already */
+    bool in_place;                  /* the host clusters are there already, ours alone */
 };
 
-static bool overwritable(const struct qcow2 *q, uint64_t e)
+static enum qcow2_type alloc_type(const struct alloc *a, uint64_t cluster, unsigned sc,
+                                  unsigned *run)
 {
-    return qcow2_entry_type(q, e) == QCOW2_NORMAL && e & QCOW2_COPIED;
+    unsigned at = a->index + (unsigned)cluster;
+    return qcow2_sub_type(a->q, qcow2_entry_get(a->q, a->s->word, at),
+                          qcow2_bitmap_get(a->q, a->s->word, at), sc, run);
 }
 
+/* Has the cluster a host cluster of its own? */
 static bool reusable(const struct qcow2 *q, uint64_t e)
 {
-    return qcow2_entry_type(q, e) == QCOW2_ZERO_ALLOC && e & QCOW2_COPIED;
+    return qcow2_has_host(q, e) && e & QCOW2_COPIED;
 }
 
-int qcow2_entry_check(struct qcow2 *q, uint64_t e, uint64_t guest)
+int qcow2_entry_check(struct qcow2 *q, uint64_t e, uint64_t map, uint64_t guest)
 {
+    unsigned run;
     if (qcow2_external(q) && !qcow2_external_sane(q, e, guest)) {
         return qcow2_external_bad(q, e, guest);
+    }
+    if (qcow2_sub_type(q, e, map, 0, &run) == QCOW2_INVALID) {
+        return qcow2_mark_corrupt(q, "Invalid subcluster bitmap %#llx of L2 entry %#llx (guest "
+                                  "offset: %#llx)", (unsigned long long)map,
+                                  (unsigned long long)e, (unsigned long long)guest);
     }
     if (e & QCOW2_COMPRESSED) {
         return 0;
@@ -97,22 +114,26 @@ int qcow2_entry_check(struct qcow2 *q, uint64_t e, uint64_t guest)
 }
 
 /* How many clusters from the first on take the same treatment; 0: the first can
- * simply be overwritten (somebody else allocated it). */
-static int alloc_plan(struct alloc *a, uint64_t max)
+ * simply be overwritten at sc (somebody else allocated it). */
+static int alloc_plan(struct alloc *a, unsigned sc, uint64_t max)
 {
     struct qcow2 *q = a->q;
     uint64_t first = qcow2_entry_get(q, a->s->word, a->index);
+    unsigned run;
     max = BLK_MIN(max, (1ull << q->slice_bits) - a->index);
 
     a->clusters = 0;
     a->in_place = reusable(q, first);
-    for (uint64_t i = 0; i < max; i++) {
-        uint64_t e = qcow2_entry_get(q, a->s->word, a->index + (unsigned)i);
-        int err = qcow2_entry_check(q, e, a->guest + (i << q->h.cluster_bits));
+    for (uint64_t i = 0; i < max; i++, sc = 0) {
+        unsigned at = a->index + (unsigned)i;
+        uint64_t e = qcow2_entry_get(q, a->s->word, at);
+        int err = qcow2_entry_check(q, e, qcow2_bitmap_get(q, a->s->word, at),
+                                    a->guest + (i << q->h.cluster_bits));
         if (err) {
             return err;
         }
-        if (overwritable(q, e) || reusable(q, e) != a->in_place) {
+        if (reusable(q, e) != a->in_place ||
+            (a->in_place && alloc_type(a, i, sc, &run) == QCOW2_NORMAL)) {
             break;
         }
         if (a->in_place &&
@@ -144,9 +165,46 @@ static void alloc_undo(struct alloc *a)
     }
 }
 
-/* Old content of part of one cluster into buf; *zero when it is all zeros. */
-static int cow_read(struct alloc *a, uint64_t cluster, uint64_t in, uint64_t len, uint8_t *buf,
-                    bool *zero)
+/* What is written of the host clusters for [off, off+len), and so allocated by it. */
+static void alloc_span(struct alloc *a, uint64_t off, uint64_t len)
+{
+    struct qcow2 *q = a->q;
+    uint64_t last = a->clusters - 1, begin = off - a->guest, end = begin + len;
+    unsigned first_at = a->index, last_at = a->index + (unsigned)last, run;
+
+    a->from = blk_align_down(begin, q->sub_size);
+    a->to = blk_align_up(end, q->sub_size);
+    if (!q->wide) {
+        return;
+    }
+    if (a->in_place) {
+        /* What may be overwritten is not copied: others may be writing to it. */
+        if (alloc_type(a, 0, qcow2_sub_index(q, begin), &run) == QCOW2_NORMAL) {
+            a->from = begin;
+        }
+        if (alloc_type(a, last, qcow2_sub_index(q, end - 1), &run) == QCOW2_NORMAL) {
+            a->to = end;
+        }
+        return;
+    }
+    uint64_t old = qcow2_bitmap_get(q, a->s->word, first_at);
+    if (qcow2_entry_get(q, a->s->word, first_at) & QCOW2_COMPRESSED) {
+        a->from = 0;
+    } else if ((uint32_t)old) {
+        a->from = BLK_MIN(a->from, (uint64_t)__builtin_ctz((uint32_t)old) << q->sub_shift);
+    }
+    old = qcow2_bitmap_get(q, a->s->word, last_at);
+    if (qcow2_entry_get(q, a->s->word, last_at) & QCOW2_COMPRESSED) {
+        a->to = a->clusters << q->h.cluster_bits;
+    } else if ((uint32_t)old) {
+        uint64_t held = 32 - (unsigned)__builtin_clz((uint32_t)old);
+        a->to = BLK_MAX(a->to, (last << q->h.cluster_bits) + (held << q->sub_shift));
+    }
+}
+
+/* Old content of subclusters alike of one cluster into buf; *zero when it is all zeros. */
+static int cow_read_run(struct alloc *a, uint64_t cluster, uint64_t in, uint64_t len,
+                        enum qcow2_type type, uint8_t *buf, bool *zero)
 {
     struct qcow2 *q = a->q;
     uint64_t e = qcow2_entry_get(q, a->s->word, a->index + (unsigned)cluster);
@@ -156,12 +214,13 @@ static int cow_read(struct alloc *a, uint64_t cluster, uint64_t in, uint64_t len
     int err = 0;
 
     *zero = false;
-    switch (qcow2_entry_type(q, e)) {
+    switch (type) {
     case QCOW2_NORMAL:
         return co_read(q->data, (e & QCOW2_OFFSET_MASK) + in, buf, len);
     case QCOW2_DEFLATED:
         return qcow2_read_compressed(q, e, in, &iov, 1, 0, len);
     case QCOW2_UNALLOCATED:
+    case QCOW2_UNALLOC_HOST:
         if (q->n->backing && guest < q->n->backing->size && have) {
             memset(buf + have, 0, len - have);
             iov.iov_len = have;
@@ -178,7 +237,29 @@ static int cow_read(struct alloc *a, uint64_t cluster, uint64_t in, uint64_t len
     return 0;
 }
 
-struct cow {                        /* what surrounds the data in its clusters */
+/* Old content of [pos, pos+len) behind a->guest, in one cluster. */
+static int cow_read(struct alloc *a, uint64_t pos, uint64_t len, uint8_t *buf, bool *zero)
+{
+    struct qcow2 *q = a->q;
+    int err = 0;
+
+    *zero = true;
+    while (len && !err) {
+        uint64_t in = pos & (q->cluster_size - 1), cluster = pos >> q->h.cluster_bits;
+        unsigned run;
+        enum qcow2_type t = alloc_type(a, cluster, qcow2_sub_index(q, pos), &run);
+        uint64_t now = BLK_MIN(len, ((uint64_t)run << q->sub_shift) - (in & (q->sub_size - 1)));
+        bool z;
+        err = cow_read_run(a, cluster, in, now, t, buf, &z);
+        *zero &= z;
+        pos += now;
+        buf += now;
+        len -= now;
+    }
+    return err;
+}
+
+struct cow {                        /* what surrounds the data in its subclusters */
     uint8_t *buf;                   /* head, then tail */
     uint64_t head, tail;            /* bytes */
     bool head_zero, tail_zero;
@@ -186,12 +267,11 @@ struct cow {                        /* what surrounds the data in its clusters *
 
 static int cow_prepare(struct alloc *a, uint64_t off, uint64_t len, struct cow *c)
 {
-    struct qcow2 *q = a->q;
-    uint64_t end = a->guest + (a->clusters << q->h.cluster_bits);
+    uint64_t begin = off - a->guest, end = begin + len;
     int err = 0;
 
-    c->head = off - a->guest;
-    c->tail = end - (off + len);
+    c->head = begin - a->from;
+    c->tail = a->to - end;
     if (!c->head && !c->tail) {
         return 0;
     }
@@ -200,11 +280,10 @@ static int cow_prepare(struct alloc *a, uint64_t off, uint64_t len, struct cow *
         return -ENOMEM;
     }
     if (c->head) {
-        err = cow_read(a, 0, 0, c->head, c->buf, &c->head_zero);
+        err = cow_read(a, a->from, c->head, c->buf, &c->head_zero);
     }
     if (!err && c->tail) {
-        err = cow_read(a, a->clusters - 1, q->cluster_size - c->tail, c->tail, c->buf + c->head,
-                       &c->tail_zero);
+        err = cow_read(a, end, c->tail, c->buf + c->head, &c->tail_zero);
     }
     /* Space that was never written reads as zeros already. */
     if (!err && a->space.fresh && c->head_zero) {
@@ -224,7 +303,7 @@ static int alloc_write(struct alloc *a, const struct blk_req *req, uint64_t off,
     struct cow c = { 0 };
     int err = cow_prepare(a, off, len, &c), cnt = 0;
     struct iovec *iov = malloc(sizeof(*iov) * (size_t)(req->iovcnt + 3));
-    uint64_t head = off - a->guest, base = head - c.head;
+    uint64_t head = off - a->guest - a->from, base = off - a->guest - c.head;
 
     err = err ? err : iov ? 0 : -ENOMEM;
     if (!err) {
@@ -242,12 +321,29 @@ static int alloc_write(struct alloc *a, const struct blk_req *req, uint64_t off,
     return err;
 }
 
+/* The bitmap of a cluster whose bytes [from, to) are allocated now. */
+static uint64_t alloc_bitmap(const struct alloc *a, uint64_t cluster, uint64_t old)
+{
+    struct qcow2 *q = a->q;
+    uint64_t start = cluster << q->h.cluster_bits, end = start + q->cluster_size;
+    uint64_t from = BLK_MAX(a->from, start), to = BLK_MIN(a->to, end);
+
+    if (from >= to) {
+        return old;                 /* preallocation: space, and nothing in it */
+    }
+    uint64_t first = (from - start) >> q->sub_shift, n = ((to - 1 - start) >> q->sub_shift) + 1;
+    uint64_t mask = ((1ull << n) - 1) & ~((1ull << first) - 1);
+    return (old | mask) & ~(mask << 32);
+}
+
 static void alloc_publish(struct alloc *a)
 {
     struct qcow2 *q = a->q;
     for (uint64_t i = 0; i < a->clusters; i++) {
         unsigned at = a->index + (unsigned)i;
         uint64_t old = qcow2_entry_get(q, a->s->word, at);
+        uint64_t map = old & QCOW2_COMPRESSED ? 0 : qcow2_bitmap_get(q, a->s->word, at);
+        qcow2_bitmap_put(q, a->s->word, at, alloc_bitmap(a, i, map));
         if (!a->in_place) {
             qcow2_free_entry_later(q, old);
         }
@@ -257,14 +353,27 @@ static void alloc_publish(struct alloc *a)
     qcow2_slice_dirty(q, a->s);
 }
 
-/* Allocate for the front of [off, off+len): *done bytes of it, 0 when it turned out
- * to be allocated by now. */
+/* Only the subclusters written to, when their cluster has its host cluster; else whole
+ * clusters, whose entry changes. */
+static struct qcow2_busy alloc_busy(struct qcow2 *q, uint64_t off, uint64_t len)
+{
+    uint64_t slice = qcow2_slice_index(q, off), span = (uint64_t)q->cluster_size << q->slice_bits;
+    struct qcow2_slice *s = q->wide ? qcow2_slice_peek(q, slice) : NULL;
+    uint64_t end = BLK_MIN(off + len, (slice + 1) * span);
+
+    if (!s || !reusable(q, qcow2_entry_get(q, s->word, qcow2_entry_index(q, off)))) {
+        off = blk_align_down(off, q->cluster_size);
+        end = blk_align_up(end, q->cluster_size);
+    }
+    return qcow2_busy_range(q, off, end - off);
+}
+
+/* Allocate for the front of [off, off+len): *done bytes of it, 0 when others changed
+ * the mapping meanwhile: look again. */
 static int write_allocating(struct qcow2 *q, const struct blk_req *req, uint64_t off, uint64_t pos,
                             uint64_t len, uint64_t *done)
 {
-    uint64_t slice_end = (qcow2_slice_index(q, off) + 1) << q->slice_bits;
-    struct qcow2_busy busy = { off >> q->h.cluster_bits,
-                               BLK_MIN(((off + len - 1) >> q->h.cluster_bits) + 1, slice_end), NULL };
+    struct qcow2_busy busy = alloc_busy(q, off, len);
     struct alloc a = { .q = q, .index = qcow2_entry_index(q, off),
                        .guest = blk_align_down(off, q->cluster_size) };
     int err;
@@ -275,8 +384,10 @@ static int write_allocating(struct qcow2 *q, const struct blk_req *req, uint64_t
     if (err) {
         goto leave;
     }
-    err = alloc_plan(&a, busy.end - busy.first);
-    if (err || !a.clusters) {
+    err = alloc_plan(&a, qcow2_sub_index(q, off),
+                     ((off + len - 1) >> q->h.cluster_bits) - (off >> q->h.cluster_bits) + 1);
+    bool whole = !((busy.first | busy.end) & ((1u << q->sub_bits) - 1));
+    if (err || !a.clusters || (!a.in_place && !whole)) {
         goto put;
     }
     if (!a.in_place) {
@@ -287,6 +398,7 @@ static int write_allocating(struct qcow2 *q, const struct blk_req *req, uint64_t
     }
     a.clusters = a.space.clusters;
     *done = BLK_MIN(len, a.guest + (a.clusters << q->h.cluster_bits) - off);
+    alloc_span(&a, off, *done);
     err = alloc_write(&a, req, off, pos, *done);
     if (!err) {
         alloc_publish(&a);
@@ -312,17 +424,20 @@ static int overwrite_run(struct qcow2 *q, uint64_t off, uint64_t len, uint64_t *
     if (err || !s) {
         return err;
     }
-    unsigned end = 1u << q->slice_bits;
-    uint64_t in = off & (q->cluster_size - 1), want = 0;
-    for (unsigned i = qcow2_entry_index(q, off); i < end && *run < len; i++) {
-        uint64_t e = qcow2_entry_get(q, s->word, i);
-        err = qcow2_entry_check(q, e, off + *run);
-        if (err || !overwritable(q, e) || (*run && (e & QCOW2_OFFSET_MASK) != want)) {
+    unsigned i = qcow2_entry_index(q, off), end = 1u << q->slice_bits;
+    unsigned sc = qcow2_sub_index(q, off), n = 0;
+    uint64_t want = 0;
+    for (; i < end && *run < len && (!*run || sc + n == 1u << q->sub_bits); i++) {
+        uint64_t e = qcow2_entry_get(q, s->word, i), map = qcow2_bitmap_get(q, s->word, i);
+        err = qcow2_entry_check(q, e, map, off + *run);
+        sc = *run ? 0 : sc;
+        if (err || !(e & QCOW2_COPIED) || qcow2_sub_type(q, e, map, sc, &n) != QCOW2_NORMAL ||
+            (*run && (e & QCOW2_OFFSET_MASK) != want)) {
             break;
         }
-        *host = *run ? *host : (e & QCOW2_OFFSET_MASK) + in;
+        *host = *run ? *host : (e & QCOW2_OFFSET_MASK) + (off & (q->cluster_size - 1));
         want = (e & QCOW2_OFFSET_MASK) + q->cluster_size;
-        *run += q->cluster_size - (*run ? 0 : in);
+        *run += ((uint64_t)n << q->sub_shift) - (*run ? 0 : off & (q->sub_size - 1));
     }
     *run = BLK_MIN(*run, len);
     qcow2_slice_put(s);
@@ -332,7 +447,7 @@ static int overwrite_run(struct qcow2 *q, uint64_t off, uint64_t len, uint64_t *
 static int write_piece(struct qcow2 *q, struct blk_parts *parts, const struct blk_req *req,
                        uint64_t off, uint64_t pos, uint64_t len, uint64_t *done)
 {
-    uint64_t host = 0, run, first = off >> q->h.cluster_bits;
+    uint64_t host = 0, run;
     int err = overwrite_run(q, off, len, &host, &run);
 
     *done = 0;
@@ -342,7 +457,8 @@ static int write_piece(struct qcow2 *q, struct blk_parts *parts, const struct bl
     if (!run) {
         return write_allocating(q, req, off, pos, len, done);
     }
-    if (qcow2_busy_hit(q, first, ((off + run - 1) >> q->h.cluster_bits) + 1)) {
+    struct qcow2_busy b = qcow2_busy_range(q, off, run);
+    if (qcow2_busy_hit(q, b.first, b.end)) {
         co_wait_on(&q->busy_q);         /* its mapping may be changing: look again */
         return 0;
     }
@@ -390,12 +506,12 @@ static int map_run(struct qcow2 *q, uint64_t guest, uint64_t clusters, uint64_t 
     if (err) {
         return err;
     }
-    err = alloc_plan(&a, clusters);
+    err = alloc_plan(&a, 0, clusters);
     if (!err && a.clusters && !a.in_place) {
         err = alloc_place(&a);
         if (!err && qcow2_external(q)) {
             err = qcow2_data_clear(q, a.space.offset, a.space.clusters << q->h.cluster_bits);
-        } else if (!err && !a.space.fresh) {
+        } else if (!err && !a.space.fresh && !q->wide) {
             err = co_write_zeroes(q->data, a.space.offset,
                                   a.space.clusters << q->h.cluster_bits, BLK_REQ_MAY_UNMAP);
         }
@@ -413,10 +529,11 @@ static int map_run(struct qcow2 *q, uint64_t guest, uint64_t clusters, uint64_t 
 int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
                       struct blk_error *e)
 {
-    uint64_t host_end = 0;
-    int err = 0;
+    uint64_t host_end = 0, first = blk_align_up(from, q->cluster_size);
+    /* The last cluster so far may hold something: written to as usual. */
+    int err = first > from ? qcow2_write_zeros(q, from, BLK_MIN(first, to)) : 0;
 
-    for (uint64_t at = blk_align_down(from, q->cluster_size); !err && at < to;) {
+    for (uint64_t at = first; !err && at < to;) {
         uint64_t done = 0;
         err = map_run(q, at, qcow2_clusters(q, to - at), &done, &host_end);
         at += done << q->h.cluster_bits;

@@ -1,14 +1,18 @@
 /*
- * zero.c - whole clusters that become zeros or nothing: WRITE_ZEROES, DISCARD, and
+ * zero.c - subclusters that become zeros or nothing: WRITE_ZEROES, DISCARD, and
  * unmapping for resize.
  *
+ * What ends up in the tables is what QEMU puts there.
+ *
  * Invariants
- *  - The core hands over whole clusters (the image's last one may be partial).
+ *  - The core hands over whole clusters to discard and whole subclusters to zero (the
+ *    image's last one may be partial); less than that goes through zero_part.
  *  - Host clusters are freed through qcow2_free_entry_later(): counted down and
  *    punched only when the removal of their pointer is durable.
  */
 #include "formats/qcow2/qcow2.h"
 #include <errno.h>
+#include <string.h>
 
 enum wipe {
     WIPE_ZERO_KEEP,     /* reads as zeros, allocated clusters stay allocated */
@@ -18,111 +22,142 @@ enum wipe {
     WIPE_UNMAP,         /* no mapping at all: beyond a shrunk image's end */
 };
 
-/* The entry that replaces old, which may be old itself. */
-static int wiped_entry(const struct qcow2 *q, enum wipe how, uint64_t old, bool backed,
-                       uint64_t *out)
-{
-    enum qcow2_type t = qcow2_entry_type(q, old);
+struct wiping {
+    struct qcow2 *q;
+    enum wipe how;
+    bool explicit;      /* as if a backing file held data everywhere */
+    struct qcow2_slice *s;
+};
 
-    *out = old;
-    if (how == WIPE_UNMAP) {
-        *out = 0;
-        return 0;
-    }
-    if (t == QCOW2_ZERO_PLAIN || (t == QCOW2_ZERO_ALLOC && how == WIPE_ZERO_KEEP)) {
+struct l2_entry {
+    uint64_t entry, map;
+};
+
+static bool backed(const struct wiping *w)
+{
+    return w->explicit || w->q->n->backing;
+}
+
+/* A whole cluster: what its entry becomes. */
+static int wiped_cluster(const struct wiping *w, struct l2_entry *x)
+{
+    const struct qcow2 *q = w->q;
+    bool host = qcow2_has_host(q, x->entry), there = host || x->entry & QCOW2_COMPRESSED;
+
+    if (w->how == WIPE_UNMAP) {
+        *x = (struct l2_entry){ 0, 0 };
         return 0;
     }
     if (q->h.version < 3) {
-        if (backed) {
+        if (backed(w)) {
             /* No way to say "zeros" over a backing file. */
-            return how == WIPE_DISCARD ? 0 : -ENOTSUP;
+            return w->how == WIPE_DISCARD ? 0 : -ENOTSUP;
         }
-        *out = 0;
-    } else if (how == WIPE_ZERO_KEEP && t == QCOW2_NORMAL && old & QCOW2_COPIED) {
-        *out = old | QCOW2_ZERO;
-    } else if (how != WIPE_DISCARD || t != QCOW2_UNALLOCATED || q->n->backing) {
-        *out = QCOW2_ZERO;
+        x->entry = 0;
+        return 0;
     }
+    if (w->how == WIPE_DISCARD && !there && !q->n->backing) {
+        return 0;
+    }
+    uint64_t keep = w->how == WIPE_ZERO_KEEP && host ? x->entry : 0;
+    x->entry = q->wide ? keep : keep | QCOW2_ZERO;
+    x->map = q->wide ? QCOW2_MAP_ZEROS : 0;
     return 0;
 }
 
-/* Entries [i, i+n) of a pinned slice. */
-static int wipe_entries(struct qcow2 *q, struct qcow2_slice *s, unsigned i, uint64_t n,
-                        enum wipe how, bool explicit)
+/* Subclusters [first, end) of a cluster, not all of them. */
+static int wiped_part(struct l2_entry *x, unsigned first, unsigned end)
 {
-    for (uint64_t k = 0; k < n; k++) {
-        uint64_t old = qcow2_entry_get(q, s->word, i + (unsigned)k), new;
-        bool backed = explicit || q->n->backing;
-        int err = wiped_entry(q, how, old, backed, &new);
-        if (err) {
-            return err;
-        }
-        if (new == old) {
-            continue;
-        }
-        qcow2_entry_put(q, s->word, i + (unsigned)k, new);
-        qcow2_slice_dirty(q, s);
-        if ((new & QCOW2_OFFSET_MASK) != (old & QCOW2_OFFSET_MASK) || old & QCOW2_COMPRESSED) {
-            qcow2_free_entry_later(q, old);
-        }
+    uint64_t mask = ((1ull << end) - 1) & ~((1ull << first) - 1);
+    if (x->entry & QCOW2_COMPRESSED) {
+        return -ENOTSUP;
+    }
+    x->map = (x->map & ~mask) | mask << 32;
+    return 0;
+}
+
+/* Guest bytes [off, end) of one cluster, whole subclusters; its entry is in w->s. */
+static int wipe_entry(const struct wiping *w, uint64_t off, uint64_t end)
+{
+    struct qcow2 *q = w->q;
+    unsigned i = qcow2_entry_index(q, off), per = 1u << q->sub_bits;
+    unsigned first = qcow2_sub_index(q, off), n = (unsigned)((end - off) >> q->sub_shift);
+    struct l2_entry old = { qcow2_entry_get(q, w->s->word, i), qcow2_bitmap_get(q, w->s->word, i) };
+    struct l2_entry new = old;
+    int err = n == per ? wiped_cluster(w, &new) : wiped_part(&new, first, first + n);
+
+    if (err || (new.entry == old.entry && new.map == old.map)) {
+        return err;
+    }
+    qcow2_entry_put(q, w->s->word, i, new.entry);
+    qcow2_bitmap_put(q, w->s->word, i, new.map);
+    qcow2_slice_dirty(q, w->s);
+    if ((new.entry ^ old.entry) & QCOW2_OFFSET_MASK || old.entry & QCOW2_COMPRESSED) {
+        qcow2_free_entry_later(q, old.entry);
     }
     return 0;
 }
 
 /* Is there anything to do where there is no L2 table? */
-static bool hole_needs_work(const struct qcow2 *q, enum wipe how)
+static bool hole_needs_work(const struct wiping *w)
 {
-    if (q->h.version < 3) {
-        return how != WIPE_UNMAP && how != WIPE_DISCARD && q->n->backing;
+    if (w->explicit) {
+        return true;
     }
-    return how != WIPE_UNMAP && (how != WIPE_DISCARD || q->n->backing);
+    if (w->q->h.version < 3) {
+        return w->how != WIPE_UNMAP && w->how != WIPE_DISCARD && backed(w);
+    }
+    return w->how != WIPE_UNMAP && (w->how != WIPE_DISCARD || backed(w));
 }
 
-/* Guest clusters [first, stop) of one L2 slice, registered as busy. */
-static int wipe_busy(struct qcow2 *q, uint64_t first, uint64_t stop, enum wipe how, bool explicit)
+/* Guest bytes [off, end), whole subclusters of one slice, registered as busy. */
+static int wipe_slice(struct wiping *w, uint64_t off, uint64_t end)
 {
-    uint64_t guest = first << q->h.cluster_bits;
-    struct qcow2_slice *s;
-    int err = qcow2_external(q) ? qcow2_data_wipe(q, guest, (stop - first) << q->h.cluster_bits,
-                                                  how != WIPE_ZERO_KEEP) : 0;
+    struct qcow2 *q = w->q;
+    int err = qcow2_external(q) ? qcow2_data_wipe(q, off, end - off, w->how != WIPE_ZERO_KEEP) : 0;
 
-    err = err ? err : qcow2_l2_write(q, guest, &s);
-    if (!err) {
-        err = wipe_entries(q, s, qcow2_entry_index(q, guest), stop - first, how, explicit);
-        qcow2_slice_put(s);
+    err = err ? err : qcow2_l2_write(q, off, &w->s);
+    if (err) {
+        return err;
     }
+    while (off < end && !err) {
+        uint64_t stop = BLK_MIN(end, blk_align_down(off, q->cluster_size) + q->cluster_size);
+        err = wipe_entry(w, off, stop);
+        off = stop;
+    }
+    qcow2_slice_put(w->s);
     return err;
 }
 
-/* Guest clusters [first, end), one L2 slice after the other.  explicit: as if a
- * backing file held data there. */
-static int wipe(struct qcow2 *q, uint64_t first, uint64_t end, enum wipe how, bool explicit)
+/* Guest bytes [off, end), whole subclusters, one L2 slice after the other. */
+static int wipe(struct wiping *w, uint64_t off, uint64_t end)
 {
+    struct qcow2 *q = w->q;
+    uint64_t span = (uint64_t)q->cluster_size << q->slice_bits;
+    uint64_t table = (uint64_t)q->cluster_size << q->l2_bits;
     int err = q->corrupt ? -EIO : 0;
 
-    while (!err && first < end) {
-        uint64_t slice = qcow2_slice_index(q, first << q->h.cluster_bits);
-        uint64_t l1 = qcow2_l1_index(q, slice), stop = BLK_MIN(end, (slice + 1) << q->slice_bits);
-        if (!(q->l1[l1] & QCOW2_OFFSET_MASK) && !explicit && !hole_needs_work(q, how)) {
-            first = BLK_MIN(end, (l1 + 1) << q->l2_bits);
+    while (!err && off < end) {
+        uint64_t stop = BLK_MIN(end, blk_align_down(off, span) + span);
+        bool empty = !(q->l1[qcow2_l1_index(q, qcow2_slice_index(q, off))] & QCOW2_OFFSET_MASK);
+        if (empty && !hole_needs_work(w)) {
+            off = BLK_MIN(end, blk_align_down(off, table) + table);
             continue;
         }
-        if (!(q->l1[l1] & QCOW2_OFFSET_MASK) && q->h.version < 3) {
+        if (empty && q->h.version < 3) {
             return -ENOTSUP;
         }
-        struct qcow2_busy busy = { first, stop, NULL };
+        struct qcow2_busy busy = qcow2_busy_range(q, off, stop - off);
         qcow2_busy_enter(q, &busy);
-        err = wipe_busy(q, first, stop, how, explicit);
+        err = wipe_slice(w, off, stop);
         qcow2_busy_leave(q, &busy);
-        if (!err) {
-            err = qcow2_flush_if_much(q);
-        }
-        first = stop;
+        err = err ? err : qcow2_flush_if_much(q);
+        off = stop;
     }
     return err;
 }
 
-/* ---- parts of clusters --------------------------------------------------------------- */
+/* ---- parts of subclusters ------------------------------------------------------------ */
 
 static bool backing_reads_zero(struct blk_node *n, uint64_t off, uint64_t end)
 {
@@ -137,29 +172,34 @@ static bool backing_reads_zero(struct blk_node *n, uint64_t off, uint64_t end)
     return true;
 }
 
-/* Does the cluster of [off, end) read as zeros outside of it, without data of its own? */
+/* Does the subcluster of [off, end) read as zeros outside of it, without data of its own? */
 static bool rest_reads_zero(struct qcow2 *q, uint64_t off, uint64_t end)
 {
-    uint64_t from = blk_align_down(off, q->cluster_size);
+    uint64_t from = blk_align_down(off, q->sub_size);
     struct qcow2_slice *s;
     enum qcow2_type t = QCOW2_UNALLOCATED;
+    unsigned run, i = qcow2_entry_index(q, off);
 
     if (qcow2_l2_read(q, off, &s)) {
         return false;
     }
     if (s) {
-        t = qcow2_entry_type(q, qcow2_entry_get(q, s->word, qcow2_entry_index(q, off)));
+        t = qcow2_sub_type(q, qcow2_entry_get(q, s->word, i), qcow2_bitmap_get(q, s->word, i),
+                           qcow2_sub_index(q, off), &run);
         qcow2_slice_put(s);
     }
     return t == QCOW2_ZERO_PLAIN || t == QCOW2_ZERO_ALLOC ||
-           (t == QCOW2_UNALLOCATED && backing_reads_zero(q->n, from, off) &&
-            backing_reads_zero(q->n, end, from + q->cluster_size));
+           ((t == QCOW2_UNALLOCATED || t == QCOW2_UNALLOC_HOST) &&
+            backing_reads_zero(q->n, from, off) &&
+            backing_reads_zero(q->n, end, from + q->sub_size));
 }
 
 int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned flags)
 {
     struct qcow2 *q = n->state;
-    struct qcow2_busy busy = { off >> q->h.cluster_bits, (off >> q->h.cluster_bits) + 1, NULL };
+    struct qcow2_busy busy = qcow2_busy_range(q, off, len);
+    struct wiping w = { .q = q, .how = flags & BLK_REQ_MAY_UNMAP ? WIPE_ZERO : WIPE_ZERO_KEEP };
+    uint64_t sub = blk_align_down(off, q->sub_size);
     int err = -ENOTSUP;
 
     if (q->corrupt || (q->h.version < 3 && n->backing)) {
@@ -176,8 +216,7 @@ int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned fla
     qcow2_busy_enter(q, &busy);
     if (rest_reads_zero(q, off, off + len)) {
         err = q->h.version < 3 ? 0      /* not allocated: zeros already */
-              : wipe_busy(q, busy.first, busy.end,
-                          flags & BLK_REQ_MAY_UNMAP ? WIPE_ZERO : WIPE_ZERO_KEEP, false);
+                               : wipe_slice(&w, sub, sub + q->sub_size);
     }
     qcow2_busy_leave(q, &busy);
     return err;
@@ -185,25 +224,58 @@ int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned fla
 
 /* ---- requests -------------------------------------------------------------------------- */
 
-static int wipe_request(struct blk_req *req, enum wipe how)
+int qcow2_write_zeros(struct qcow2 *q, uint64_t off, uint64_t end)
 {
-    struct qcow2 *q = req->node->state;
-    return wipe(q, req->offset >> q->h.cluster_bits,
-                qcow2_clusters(q, req->offset + req->length), how,
-                req->flags & BLK_REQ_EXPLICIT);
+    void *buf = blk_buf_alloc(end - off);
+    if (!buf) {
+        return -ENOMEM;
+    }
+    memset(buf, 0, end - off);
+    int err = co_write(q->n, off, buf, end - off, 0);
+    blk_buf_free(buf);
+    return err;
+}
+
+/* [off, end), whole subclusters of one cluster, which has more. */
+static int wipe_in_cluster(struct wiping *w, uint64_t off, uint64_t end, bool fast)
+{
+    int err = wipe(w, off, end);
+    if (err == -ENOTSUP && !fast) {             /* compressed: it has to be taken apart */
+        err = qcow2_write_zeros(w->q, off, BLK_MIN(end, w->q->n->size));
+    }
+    return err;
 }
 
 int qcow2_zero_fiber(struct blk_req *req)
 {
-    return wipe_request(req, req->flags & BLK_REQ_MAY_UNMAP ? WIPE_ZERO : WIPE_ZERO_KEEP);
+    struct qcow2 *q = req->node->state;
+    struct wiping w = { .q = q, .explicit = req->flags & BLK_REQ_EXPLICIT,
+                        .how = req->flags & BLK_REQ_MAY_UNMAP ? WIPE_ZERO : WIPE_ZERO_KEEP };
+    uint64_t off = req->offset, end = blk_align_up(off + req->length, q->sub_size);
+    bool fast = req->flags & BLK_REQ_FAST_ZERO;
+
+    /* All that is left of the image's last cluster counts as all of it. */
+    if (off + req->length == q->n->size && off <= blk_align_down(end - 1, q->cluster_size)) {
+        end = blk_align_up(end, q->cluster_size);
+    }
+    uint64_t first = blk_align_up(off, q->cluster_size), last = blk_align_down(end, q->cluster_size);
+    if (first > last) {
+        return wipe_in_cluster(&w, off, end, fast);
+    }
+    int err = off < first ? wipe_in_cluster(&w, off, first, fast) : 0;
+    err = err ? err : wipe(&w, first, last);
+    return err || last == end ? err : wipe_in_cluster(&w, last, end, fast);
 }
 
 int qcow2_discard_fiber(struct blk_req *req)
 {
-    return wipe_request(req, WIPE_DISCARD);
+    struct qcow2 *q = req->node->state;
+    struct wiping w = { .q = q, .how = WIPE_DISCARD, .explicit = req->flags & BLK_REQ_EXPLICIT };
+    return wipe(&w, req->offset, blk_align_up(req->offset + req->length, q->cluster_size));
 }
 
 int qcow2_unmap(struct qcow2 *q, uint64_t first, uint64_t end)
 {
-    return wipe(q, first, end, WIPE_UNMAP, false);
+    struct wiping w = { .q = q, .how = WIPE_UNMAP };
+    return wipe(&w, first << q->h.cluster_bits, end << q->h.cluster_bits);
 }

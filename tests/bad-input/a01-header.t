@@ -270,7 +270,9 @@ refused("A47 compression type 255: refused", COMP, incompatible=q.INCOMPAT_COMPR
 refused("A48 zstd type without its bit: refused", COMP, compression_type=1)
 refused("A49 compression bit set with type zlib: refused", COMP,
         incompatible=q.INCOMPAT_COMPRESSION)
-refused("A50 extended L2 with cluster_bits 12: refused", r"extended L2|subcluster",
-        incompatible=q.INCOMPAT_EXTL2)
+refused("A50 extended L2 with cluster_bits 12: refused", r"Unsupported subcluster size: 128",
+        cluster_bits=12, incompatible=q.INCOMPAT_EXTL2)
+refused("A50 extended L2 with cluster_bits 13: refused", r"Unsupported subcluster size: 256",
+        cluster_bits=13, incompatible=q.INCOMPAT_EXTL2)
 
 sys.exit(main())

@@ -379,33 +379,55 @@ def a94(t):
     t.expect(t.write_marks_corrupt(path, guest=CS) == [], "other bytes changed")
 
 
-@case("A95 subcluster allocated and zero at once: refused by name, or EIO")
-def a95(t):
+def wide(t, entry, bitmap):
+    """An image with subclusters; the second cluster's entry as given."""
     img = q.Image(size=4 << 20, extended_l2=True)
     img.write(0, b"\1" * CS)
-    img.write(CS, b"\2" * CS)
-    img.set_entry(CS, img.data(CS) | q.COPIED, bitmap=1 | 1 << 32)
-    path = t.save(img)
-    r = t.io(path, "read -P 1 0 64k", ro=True)
-    if r.rc:
-        t.refused(path, r"extended L2|subcluster", check=False, info=False)
-    else:
-        t.read_fails(path, CS)
+    img.write(2 * CS, b"\3" * CS)
+    img.set_entry(CS, entry(img), bitmap=bitmap)
+    return t.save(img)
 
 
-@case("A96 compressed with a non-zero subcluster bitmap: refused by name, or EIO")
-def a96(t):
-    img = q.Image(size=4 << 20, extended_l2=True)
-    img.write(0, b"\1" * CS)
+def bad_subclusters(t, path, at=CS):
+    t.expect(t.io(path, "read -P 1 0 64k", ro=True).rc == 0, "the cluster before does not read")
+    t.expect(t.io(path, "read -P 3 128k 64k", ro=True).rc == 0, "the one behind does not read")
+    t.read_fails(path, at, reason=r"subcluster")
+    t.check_finds(path)
+    t.expect(t.write_marks_corrupt(path, guest=at) == [], "other bytes changed")
+
+
+def data(img):
+    return img.write(CS, b"\2" * CS) | q.COPIED
+
+
+def compressed(img):
     stream = q.raw_deflate(b"\2" * CS)
-    host = img.write_compressed(CS, stream)
-    img.set_entry(CS, img.compressed_entry(host, len(stream)), bitmap=1)
-    path = t.save(img)
-    r = t.io(path, "read -P 1 0 64k", ro=True)
-    if r.rc:
-        t.refused(path, r"extended L2|subcluster", check=False, info=False)
-    else:
-        t.read_fails(path, CS)
+    return img.compressed_entry(img.write_compressed(CS, stream), len(stream))
+
+
+@case("A95 subcluster allocated and zero at once: EIO, corrupt bit on a write")
+def a95(t):
+    bad_subclusters(t, wide(t, data, 1 | 1 << 32))
+
+
+@case("A95 another subcluster of the cluster allocated and zero at once: the same")
+def a95_other(t):
+    bad_subclusters(t, wide(t, data, 1 | 1 << 40 | 1 << 8), CS + 512)
+
+
+@case("A95 subclusters allocated in no cluster: the same")
+def a95_nowhere(t):
+    bad_subclusters(t, wide(t, lambda img: 0, 4))
+
+
+@case("A96 compressed with a non-zero subcluster bitmap: EIO, corrupt bit on a write")
+def a96(t):
+    bad_subclusters(t, wide(t, compressed, 1))
+
+
+@case("A96 compressed with subclusters that are zero: the same")
+def a96_zero(t):
+    bad_subclusters(t, wide(t, compressed, 1 << 63))
 
 
 @case("A97 compressed with a data file: refused by name, or EIO")

@@ -210,11 +210,23 @@ suite.table(r'''
     create --object secret x.img 1M
     create --object secret,id=x x.img 1M
 
+    # extended L2
+    create -f qcow2 -o extended_l2=on x.qcow2 1M
+    create -f qcow2 -o extended_l2=on,cluster_size=16k x.qcow2 1M
+    create -f qcow2 -o extended_l2=on,cluster_size=8k x.qcow2 1M
+    create -f qcow2 -o extended_l2=on,cluster_size=512 x.qcow2 1M
+    create -f qcow2 -o extended_l2=on,cluster_size=12k x.qcow2 1M
+    create -f qcow2 -o extended_l2=on,compat=0.10 x.qcow2 1M
+    create -f qcow2 -o extended_l2=on,compat=0.10,cluster_size=512 x.qcow2 1M
+    create -f qcow2 -o extended_l2=maybe x.qcow2 1M
+    create -f qcow2 -o extended_l2=on,preallocation=metadata x.qcow2 1M
+    create -f qcow2 -o extended_l2=on,preallocation=falloc x.qcow2 1M
+    create -f qcow2 -o extended_l2=on,preallocation=full x.qcow2 1M
+    create -f qcow2 -o extended_l2=on,preallocation=metadata -b a.qcow2 -F qcow2 x.qcow2
+    create -f qcow2 -o extended_l2=on,cluster_size=16k x.qcow2 64T
+    create -f qcow2 -o extended_l2=on,cluster_size=2M x.qcow2 64T
+
     # not yet
-    ~not-yet create -f qcow2 -o extended_l2=on x.qcow2 1M
-        err| ^IMG: x.qcow2: Option 'extended_l2' is not supported$
-        status| 1
-        files|
     create -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s x.qcow2 1M
     create -f qcow2 -o encryption=on x.qcow2 1M
     create --object secret,id=s,data=x x.img 1M

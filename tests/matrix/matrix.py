@@ -2,7 +2,7 @@
 platter-img and the oracle (qemu-img 10), and TAP.
 
 A layout is (version, cluster size, refcount bits); version 2 knows 16-bit
-refcounts only.  A picture is the content a guest would see, as bytes; images
+refcounts only, "extended L2" is version 3 with subclusters.  A picture is the content a guest would see, as bytes; images
 are made from it one way and judged against it the other way.
 """
 import atexit
@@ -26,7 +26,8 @@ QEMU_IO = os.path.join(ORACLE, "qemu-io")
 
 CLUSTERS = (512, 4096, 65536, 2 << 20)
 LAYOUTS = [("v2", c, 16) for c in CLUSTERS] + [
-    ("v3", c, r) for c, r in itertools.product(CLUSTERS, (1, 16, 64))]
+    ("v3", c, r) for c, r in itertools.product(CLUSTERS, (1, 16, 64))] + [
+    ("extended L2", c, 16) for c in (16384, 65536)]
 
 
 def layout_name(layout):
@@ -36,14 +37,17 @@ def layout_name(layout):
 def layout_options(layout, extra=""):
     version, cluster, bits = layout
     text = "compat=%s,cluster_size=%d" % ("0.10" if version == "v2" else "1.1", cluster)
-    if version == "v3":
+    if version != "v2":
         text += ",refcount_bits=%d" % bits
+    if version == "extended L2":
+        text += ",extended_l2=on"
     return text + ("," + extra if extra else "")
 
 
 def picture_size(cluster):
     """Several L2 tables where that is cheap, never a whole number of clusters."""
-    return {512: 200 << 10, 4096: 3 << 20, 65536: 4 << 20, 2 << 20: 9 << 20}[cluster] + 1536
+    return {512: 200 << 10, 4096: 3 << 20, 16384: 4 << 20, 65536: 4 << 20,
+            2 << 20: 9 << 20}[cluster] + 1536
 
 
 class Test:

@@ -155,8 +155,10 @@ def from_compressed(layout, size, method):
 def has_layout(layout, size):
     info = json.loads(must(THEIRS, "info", "--output=json", "-f", "qcow2", "t.qcow2"))
     data = info["format-specific"]["data"]
-    return ({"v2": "0.10", "v3": "1.1"}[layout[0]], layout[1], layout[2], size) == (
-        data["compat"], info["cluster-size"], data["refcount-bits"], info["virtual-size"])
+    return ("0.10" if layout[0] == "v2" else "1.1", layout[0] == "extended L2", layout[1],
+            layout[2], size) == (
+        data["compat"], data.get("extended-l2", False), info["cluster-size"],
+        data["refcount-bits"], info["virtual-size"])
 
 
 def judge(layout, kind, make):

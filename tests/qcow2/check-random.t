@@ -13,11 +13,12 @@ from checklib import (COMPRESSED, COPIED, QEMU_IMG, QEMU_IO, Disk, Tap, content,
 
 ROUNDS = int(os.environ.get("CHECK_ROUNDS", "120"))
 FIRST = int(os.environ.get("CHECK_SEED", "0"))
+EXTENDED = 80               # from this seed on: with extended L2
 
 
-def make(path, rnd):
-    cs = rnd.choice([512, 1024, 4096, 65536])
-    v2 = rnd.random() < 0.15
+def make(path, rnd, extended):
+    cs = rnd.choice([16384, 65536] if extended else [512, 1024, 4096, 65536])
+    v2 = rnd.random() < 0.15 and not extended
     bits = 16 if v2 else rnd.choice([1, 2, 8, 16, 16, 16, 32, 64])
     n = rnd.choice([64, 100, 300])
     compress = rnd.random() < 0.3
@@ -32,8 +33,13 @@ def make(path, rnd):
         else:
             cmds.append("write -P %d %d %d" % (rnd.randrange(256), at * cs,
                                                min(count, n - at) * cs))
-    create(path, n * cs, cluster_size=cs, refcount_bits=bits, compat="0.10" if v2 else "1.1")
+    wide = {"extended_l2": "on"} if extended else {}
+    create(path, n * cs, cluster_size=cs, refcount_bits=bits, compat="0.10" if v2 else "1.1", **wide)
     # A compressed write over data fails: then that one is left out.
+    if extended:
+        cmds += ["write %s %d %d" % (rnd.choice(["-P 9", "-z", "-zu"]), rnd.randrange(n) * cs +
+                                     rnd.randrange(32) * cs // 32, cs // 32 * rnd.randrange(1, 5))
+                 for _ in range(4)]
     for c in cmds:
         run(QEMU_IO, "-f", "qcow2", "-c", c, path)
     if bits > 1 and rnd.random() < 0.3:
@@ -48,8 +54,16 @@ def somewhere(d, rnd):
                        len(d.b), rnd.randrange(n) * d.cs + 512, 1 << 55, (1 << 56) - d.cs])
 
 
+def damage_bitmap(d, rnd):
+    at = rnd.choice(d.l2_entries() or [d.l1]) + 8
+    d.put64(at, d.u64(at) ^ rnd.choice([1 << rnd.randrange(64), 3 << 31, rnd.getrandbits(64)]))
+    return "bitmap"
+
+
 def damage(d, rnd):
     """One thing wrong; returns its name."""
+    if d.wide and rnd.random() < 0.5:
+        return damage_bitmap(d, rnd)
     kind = rnd.choice(["l1", "l2", "table", "block", "copied", "l1 copied", "twice", "leak",
                        "end", "refcount", "metadata", "zero", "cut"])
     l1, l2, blocks = d.l1_entries(), d.l2_entries(), d.blocks()
@@ -115,7 +129,7 @@ def main():
     for seed in range(FIRST, FIRST + ROUNDS):
         rnd = random.Random(seed)
         path = t.path("a.qcow2")
-        d = make(path, rnd)
+        d = make(path, rnd, seed >= EXTENDED)
         kinds = [damage(d, rnd) for _ in range(rnd.choice([1, 1, 1, 2, 3]))]
         d.save()
         name = "seed %d: %s, cluster %d, refcount_bits %d" % (seed, " + ".join(kinds), d.cs,

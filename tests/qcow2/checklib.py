@@ -58,6 +58,7 @@ class Disk:
         self.l1, self.l1_size = self.u64(40), self.u32(36)
         self.reft, self.reft_clusters = self.u64(48), self.u32(56)
         self.order = self.u32(96) if self.version > 2 else 4
+        self.wide = self.version > 2 and bool(self.u64(72) & 1 << 4)    # extended L2
 
     def u32(self, at):
         return struct.unpack_from(">I", self.b, at)[0]
@@ -84,7 +85,7 @@ class Disk:
         for a in self.l1_entries():
             t = self.u64(a) & OFFSET
             if not t % self.cs and t + self.cs <= len(self.b):
-                out += [p for p in range(t, t + self.cs, 8) if self.u64(p)]
+                out += [p for p in range(t, t + self.cs, 16 if self.wide else 8) if self.u64(p)]
         return out
 
     def blocks(self):

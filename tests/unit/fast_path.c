@@ -36,7 +36,7 @@ static char *path(int i)
     return buf;
 }
 
-static const char *format = "qcow2";
+static const char *format = "qcow2", *extended_l2 = "off";
 
 static struct blk_node *open_image(struct blk_loop *l, int i, unsigned flags)
 {
@@ -55,6 +55,9 @@ static void create_image(struct blk_loop *l, int i, bool backed)
     struct blk_error e = BLK_ERROR_INIT;
     char name[32];
     blk_opts_set(o, "size", "4M");
+    if (!strcmp(format, "qcow2")) {
+        blk_opts_set(o, "extended_l2", extended_l2);
+    }
     if (backed) {
         snprintf(name, sizeof(name), "%d.qcow2", i - 1);
         blk_opts_set(o, "backing_file", name);
@@ -147,6 +150,14 @@ static void formats_with_a_block_map_do_neither(void **state)
     format = "qcow2";
 }
 
+static void subclusters_do_neither(void **state)
+{
+    extended_l2 = "on";
+    reads_and_overwrites_switch_and_allocate_nothing(state);
+    unlink(path(0));
+    extended_l2 = "off";
+}
+
 static void a_read_through_a_deep_chain_costs_the_same(void **state)
 {
     struct blk_loop *l = blk_loop_new(NULL);
@@ -195,6 +206,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(formats_with_a_block_map_do_neither),
+        cmocka_unit_test(subclusters_do_neither),
         cmocka_unit_test(reads_and_overwrites_switch_and_allocate_nothing),
         cmocka_unit_test(a_read_through_a_deep_chain_costs_the_same),
         cmocka_unit_test(an_allocating_write_does_use_a_fiber),

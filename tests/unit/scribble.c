@@ -48,7 +48,7 @@ struct layout {
     uint32_t max_len;
     unsigned share;                 /* of DEFAULT_OPS: one over this */
     unsigned flags;                 /* BLK_O_* to open with besides */
-    const char *format, *options;   /* not qcow2: its name and creation options */
+    const char *format, *options;   /* NULL: qcow2; more creation options */
     bool external, external_raw;    /* data in a file of its own; as a raw image */
 };
 
@@ -588,6 +588,14 @@ static void scribble_on(const struct layout *lay)
         static const struct layout lay = { 3, __VA_ARGS__, NULL, NULL, true, raw }; \
         scribble_on(&lay);                                     \
     }
+/* qcow2 of 32 subclusters a cluster. */
+#define SCRIBBLE_WIDE(name, cluster, backing, ...)             \
+    static void name(void **state)                             \
+    {                                                          \
+        static const struct layout lay = { 3, cluster, 16, false, backing, __VA_ARGS__, NULL, \
+                                           "extended_l2=on", false, false }; \
+        scribble_on(&lay);                                     \
+    }
 /* Other formats, of blocks of block_size. */
 #define SCRIBBLE_AS(name, format, options, block_size, ...)    \
     static void name(void **state)                             \
@@ -629,6 +637,23 @@ SCRIBBLE_AS(luks_small_clusters, "qcow2", "encrypt.format=luks,encrypt.key-secre
             "encrypt.ivgen-alg=essiv", 512, 4 * MIB + 512, 60000, 20, 0)
 SCRIBBLE_AS(aes, "qcow2", "encrypt.format=aes,encrypt.key-secret=s", 4096, 8 * MIB + 512, 100000,
             40, 0)
+SCRIBBLE_WIDE(subclusters_of_512_over_a_shorter_raw_file, 16384, RAW_SHORT, 8 * MIB + 1536, 60000,
+              2, 0)
+SCRIBBLE_WIDE(subclusters_of_2k_over_a_longer_qcow2, 65536, QCOW2_LONG, 24 * MIB + 512, 200000,
+              2, 0)
+SCRIBBLE_WIDE(subclusters_of_64k, 2 << 20, NONE, 33 * MIB + 512, 3 << 20, 10, 0)
+SCRIBBLE_AS(luks_subclusters, "qcow2", "extended_l2=on,encrypt.format=luks,encrypt.key-secret=s,"
+            "encrypt.iter-time=1", 16384, 8 * MIB + 512, 60000, 20, 0)
+SCRIBBLE_AS(aes_subclusters, "qcow2", "extended_l2=on,encrypt.format=aes,encrypt.key-secret=s",
+            16384, 8 * MIB + 512, 100000, 40, 0)
+static void data_file_raw_subclusters(void **state)
+{
+    static const struct layout lay = { 3, 16384, 16, false, NONE, 8 * MIB + 7 * 512, 60000, 10, 0,
+                                       NULL, "extended_l2=on", true, true };
+    scribble_on(&lay);
+}
+SCRIBBLE_WIDE(direct_subclusters, 16384, QCOW2_SHORT, 6 * MIB + 512, 60000, 20, BLK_O_DIRECT)
+
 SCRIBBLE_AS(vdi, "vdi", NULL, 1 << 20, 24 * MIB + 512, 3 << 20, 10, 0)
 SCRIBBLE_AS(vdi_static, "vdi", "static=on", 1 << 20, 24 * MIB + 512, 3 << 20, 20, 0)
 SCRIBBLE_AS(vhdx, "vhdx", "block_size=1M", 1 << 20, 24 * MIB + 512, 3 << 20, 10, 0)
@@ -669,6 +694,13 @@ int main(void)
         cmocka_unit_test(luks),
         cmocka_unit_test(luks_small_clusters),
         cmocka_unit_test(aes),
+        cmocka_unit_test(subclusters_of_512_over_a_shorter_raw_file),
+        cmocka_unit_test(subclusters_of_2k_over_a_longer_qcow2),
+        cmocka_unit_test(subclusters_of_64k),
+        cmocka_unit_test(direct_subclusters),
+        cmocka_unit_test(luks_subclusters),
+        cmocka_unit_test(aes_subclusters),
+        cmocka_unit_test(data_file_raw_subclusters),
         cmocka_unit_test(vdi),
         cmocka_unit_test(vdi_static),
         cmocka_unit_test(vdi_direct),
