@@ -1,7 +1,7 @@
 #!/bin/bash
 # run.sh - everything under prove: the unit test programs and tests/*/*.t.
 #   B=build tests/run.sh [TEST]...       only these
-# A test still running after TEST_LIMIT seconds (900) is killed and has failed.
+# A test still running after TEST_LIMIT seconds (1800) is killed and has failed.
 # Guest tests run one at a time, they want the machine for themselves; the rest
 # runs two at a time.  Ends with prove's totals and its exit status.
 set -euo pipefail
@@ -25,5 +25,5 @@ else
     done
     tests+=(tests/*/*.t)
 fi
-exec prove --timer --failures --comments -j "${JOBS:-2}" --exec "timeout -k 10 ${TEST_LIMIT:-900}" \
+exec prove --timer --failures --comments -j "${JOBS:-2}" --exec "timeout -k 10 ${TEST_LIMIT:-1800}" \
     --rules 'seq=tests/guest/*.t' --rules 'par=**' "${tests[@]}"
