@@ -13,7 +13,6 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,15 +20,6 @@
 #include <unistd.h>
 
 #define IO_ARGS_MAX 64
-
-struct shell {
-    struct blk_loop *loop;
-    struct blk_node *node;        /* NULL: no file is open */
-    const char *backing_urls;
-    unsigned aio_pending;
-    bool failed;                  /* some command failed: exit status 1 */
-    bool quit;
-};
 
 static bool io_bad_usage(const char *name);
 
@@ -269,141 +259,6 @@ static bool cmd_aio_flush(struct shell *sh, int argc, char **argv)
     return true;
 }
 
-/* ---- questions ------------------------------------------------------------------ */
-
-struct io_status {
-    struct shell *sh;
-    uint64_t offset, length;
-    struct blk_status st;
-    bool above;                   /* this node and its backing chain */
-};
-
-static int io_status_fiber(void *arg)
-{
-    struct io_status *s = arg;
-
-    return co_status(s->sh->node, s->offset, s->length, &s->st);
-}
-
-static bool cmd_length(struct shell *sh, int argc, char **argv)
-{
-    char text[64];
-
-    io_size_text((double)blk_size(sh->node), text, sizeof(text));
-    printf("%s\n", text);
-    return true;
-}
-
-static bool cmd_alloc(struct shell *sh, int argc, char **argv)
-{
-    uint64_t start, len = 512, sum = 0;
-    char text[64];
-
-    if (!io_number(argv[1], &start) || (argc == 3 && !io_number(argv[2], &len)))
-        return false;
-    len = start < blk_size(sh->node) ? BLK_MIN(len, blk_size(sh->node) - start) : 0;
-    for (uint64_t off = start; off < start + len; ) {
-        struct io_status s = { .sh = sh, .offset = off, .length = start + len - off };
-        int ret = blk_run(sh->loop, io_status_fiber, &s);
-
-        if (ret < 0) {
-            printf("is_allocated failed: %s\n", strerror(-ret));
-            return false;
-        }
-        if (s.st.flags & BLK_ST_ALLOCATED)
-            sum += s.st.length;
-        off += s.st.length;
-    }
-    io_size_text((double)start, text, sizeof(text));
-    printf("%" PRIu64 "/%" PRIu64 " bytes allocated at offset %s\n", sum, len, text);
-    return true;
-}
-
-static void io_map_line(uint64_t off, uint64_t len, bool allocated)
-{
-    char a[64], b[64];
-
-    io_size_text((double)len, a, sizeof(a));
-    io_size_text((double)off, b, sizeof(b));
-    printf("%s (0x%" PRIx64 ") bytes %s at offset %s (0x%" PRIx64 ")\n", a, len,
-           allocated ? "    allocated" : "not allocated", b, off);
-}
-
-static bool cmd_map(struct shell *sh, int argc, char **argv)
-{
-    uint64_t size = blk_size(sh->node), start = 0;
-    bool cur = false;
-
-    for (uint64_t off = 0; off < size; ) {
-        struct io_status s = { .sh = sh, .offset = off, .length = size - off };
-        int ret = blk_run(sh->loop, io_status_fiber, &s);
-
-        if (ret < 0) {
-            printf("Failed to query allocation status: %s\n", strerror(-ret));
-            return false;
-        }
-        bool allocated = s.st.flags & BLK_ST_ALLOCATED;
-        if (off && allocated != cur) {
-            io_map_line(start, off - start, cur);
-            start = off;
-        }
-        cur = allocated;
-        off += s.st.length;
-    }
-    if (size)
-        io_map_line(start, size - start, cur);
-    return true;
-}
-
-/* What stands behind "key:"; '-' in names shown as a space. */
-static void io_print_json(int indent, const json_t *v)
-{
-    const char *key;
-    json_t *member;
-    size_t i;
-
-    if (json_is_string(v))
-        printf(" %s\n", json_string_value(v));
-    else if (json_is_integer(v))
-        printf(" %lld\n", (long long)json_integer_value(v));
-    else
-        printf(json_is_boolean(v) ? " %s\n" : "\n", json_is_true(v) ? "true" : "false");
-    json_object_foreach((json_t *)(uintptr_t)v, key, member) {
-        printf("%*s", (indent + 1) * 4, "");
-        for (const char *c = key; *c; c++)
-            putchar(*c == '-' ? ' ' : *c);
-        putchar(':');
-        io_print_json(indent + 1, member);
-    }
-    json_array_foreach(v, i, member) {
-        printf("%*s[%zu]:", (indent + 1) * 4, "", i);
-        io_print_json(indent + 1, member);
-    }
-}
-
-static bool cmd_info(struct shell *sh, int argc, char **argv)
-{
-    struct blk_error e = BLK_ERROR_INIT;
-    struct blk_info info = { 0 };
-    char text[64];
-
-    printf("format name: %s\n", blk_format_name(sh->node));
-    if (blk_get_info(sh->node, &info, &e) < 0) {
-        printf("%s\n", e.text);
-        return false;
-    }
-    io_size_text((double)info.cluster_size, text, sizeof(text));
-    printf("cluster size: %s\n", text);
-    io_size_text((double)info.vm_state_offset, text, sizeof(text));
-    printf("vm state offset: %s\n", text);
-    if (info.specific) {
-        printf("Format specific information:");
-        io_print_json(0, info.specific);
-    }
-    blk_info_free(&info);
-    return true;
-}
-
 /* ---- the rest -------------------------------------------------------------------- */
 
 static bool cmd_truncate(struct shell *sh, int argc, char **argv)
@@ -520,16 +375,16 @@ static const struct io_command {
       "asynchronously reads a number of bytes" },
     { "aio_write", NULL, cmd_aio_write, 2, -1, IO_WRITES,
       "[-Cfiqruz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes" },
-    { "alloc", NULL, cmd_alloc, 1, 2, 0, "offset [count]",
+    { "alloc", NULL, io_cmd_alloc, 1, 2, 0, "offset [count]",
       "checks if offset is allocated in the file" },
     { "close", NULL, cmd_close, 0, 0, 0, "", "close the current open file" },
     { "discard", "d", cmd_discard, 2, -1, IO_WRITES, "[-Cq] off len",
       "discards a number of bytes at a specified offset" },
     { "flush", "f", cmd_flush, 0, 0, 0, "", "makes everything durable" },
     { "help", "?", cmd_help, 0, 1, IO_NO_FILE, "[command]", "help for one or all commands" },
-    { "info", "i", cmd_info, 0, 0, 0, "", "what the current file says of itself" },
-    { "length", "l", cmd_length, 0, 0, 0, "", "the virtual size" },
-    { "map", NULL, cmd_map, 0, 1, 0, "", "extents of this layer" },
+    { "info", "i", io_cmd_info, 0, 0, 0, "", "what the current file says of itself" },
+    { "length", "l", io_cmd_length, 0, 0, 0, "", "the virtual size" },
+    { "map", NULL, io_cmd_map, 0, 1, 0, "", "extents of this layer" },
     { "open", "o", cmd_open, 0, -1, IO_NO_FILE,
       "[-rnU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path" },
     { "quit", "q", cmd_quit, 0, 0, IO_NO_FILE, "", "ends" },

@@ -8,6 +8,15 @@
 
 #include "block/block.h"
 
+struct shell {
+    struct blk_loop *loop;
+    struct blk_node *node;        /* NULL: no file is open */
+    const char *backing_urls;
+    unsigned aio_pending;
+    bool failed;                  /* some command failed: exit status 1 */
+    bool quit;
+};
+
 /* What the option letters of one command said. */
 struct io_args {
     bool quiet, machine, verbose, zero, unmap, no_fallback, compressed, fua, ignore_error;
@@ -45,6 +54,14 @@ bool io_check_range(const struct io_args *a);
 /* Repeats the -s file's content over the buffer. */
 bool io_fill_from_file(struct io_args *a);
 void io_args_release(struct io_args *a);
+
+/* ---- io_query.c --------------------------------------------------------------- */
+
+/* Commands: the words in argv, the outcome on stdout; false: it failed. */
+bool io_cmd_length(struct shell *sh, int argc, char **argv);
+bool io_cmd_alloc(struct shell *sh, int argc, char **argv);
+bool io_cmd_map(struct shell *sh, int argc, char **argv);
+bool io_cmd_info(struct shell *sh, int argc, char **argv);
 
 /* ---- io_open.c ---------------------------------------------------------------- */
 
