@@ -186,6 +186,11 @@ install: all
 	install -m 644 $(B)/libplatter.so $(libdir)/libplatter.so.0
 	ln -sf libplatter.so.0 $(libdir)/libplatter.so
 	install -m 644 block/block.h $(incdir)
+	install -d $(libdir)/pkgconfig
+	printf '%s\n' 'prefix=$(PREFIX)' 'Name: platter' 'Description: disk images and the storage below them' \
+	    'Version: $(shell sed -n 's/.*PLATTER_VERSION "\(.*\)"/\1/p' block/block.h)' \
+	    'Cflags: -I$${prefix}/include' 'Libs: -L$${prefix}/lib -lplatter' \
+	    'Libs.private: $(lib_libs)' > $(libdir)/pkgconfig/platter.pc
 	install -d $(mandir) $(compdir)
 	install -m 644 $(B)/man/*.1 $(mandir)
 	install -m 644 $(B)/completions/* $(compdir)

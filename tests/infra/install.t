@@ -37,7 +37,10 @@ san=${SAN:+-fsanitize=address,undefined}
 gcc $san -I"$top/include" -o "$tmp/shared" "$tmp/user.c" -L"$top/lib" -lplatter >"$tmp/out" 2>&1 &&
     LD_LIBRARY_PATH=$top/lib "$tmp/shared" >>"$tmp/out" 2>&1
 ok $? "a program builds and runs with the shared library"
-gcc $san -I"$top/include" -o "$tmp/static" "$tmp/user.c" "$top/lib/libplatter.a" \
-    -ljansson -lz -lzstd -luring -ldeflate -pthread >"$tmp/out" 2>&1 && "$tmp/static" >>"$tmp/out" 2>&1
-ok $? "a program builds and runs with the static library"
+# What the static library needs beside itself its pkg-config file says.
+package() { PKG_CONFIG_PATH=$top/lib/pkgconfig pkg-config --define-variable=prefix="$top" "$@" platter; }
+flags=$(package --static --cflags --libs 2>"$tmp/out") &&
+    gcc $san -o "$tmp/static" "$tmp/user.c" ${flags/-lplatter/"$top/lib/libplatter.a"} >"$tmp/out" 2>&1 &&
+    "$tmp/static" >>"$tmp/out" 2>&1
+ok $? "a program builds and runs with the static library, as pkg-config says"
 echo "1..$n"
