@@ -54,11 +54,13 @@ static int io_run_fiber(void *arg)
     }
 }
 
+/* QEMU refuses what is not inside the image; storage opened by itself may grow here. */
 static bool io_inside(const struct io_op *op)
 {
     uint64_t size = blk_size(op->sh->node);
 
-    return op->a.offset <= size && op->a.length <= size - op->a.offset;
+    return (op->a.offset <= size && op->a.length <= size - op->a.offset) ||
+           (op->op == BLK_WRITE && blk_is_protocol(op->sh->node));
 }
 
 /* Runs the op, prints its outcome under verb ("read", "wrote", ...). */
@@ -297,6 +299,7 @@ static bool cmd_sleep(struct shell *sh, int argc, char **argv)
 
     if (!io_number(argv[1], &ms) || ms > 86400000)
         return false;
+    fflush(stdout);             /* what came before is read meanwhile */
     ms *= 1000000;
     return blk_run(sh->loop, io_sleep_fiber, &ms) == 0;
 }

@@ -234,14 +234,14 @@ static size_t write_cb(char *bytes, size_t size, size_t n, void *arg)
     f->heard_ns = blk_now_ns();
     if (f->err || (!f->judged && !judge(f)))
         return 0;
-    if (len > f->length - f->got) {
-        refuse(f, -EPROTO, "the server sends more than it was asked for");
-        return 0;
-    }
-    if (len && f->data)
-        f->data(f, bytes, len);
-    f->got += len;
-    f->attempt_got += len;
+    uint64_t take = BLK_MIN(len, f->length - f->got);
+    if (take && f->data)
+        f->data(f, bytes, take);
+    f->got += take;
+    f->attempt_got += take;
+    /* What was asked for is good, however the pieces arrive; the rest is not looked at. */
+    if (take < len)
+        return (size_t)refuse(f, -EPROTO, "the server sends more than it was asked for");
     return len;
 }
 
