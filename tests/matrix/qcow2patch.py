@@ -17,6 +17,8 @@ class Image:
         self.cluster = 1 << self.cluster_bits
         order = struct.unpack(">I", self.at(96, 4))[0] if self.version >= 3 else 4
         self.refcount_bits = 1 << order
+        extended = self.version >= 3 and self.get64(72) & 1 << 4
+        self.l2_entry = 16 if extended else 8       # bytes; a bitmap follows the entry
 
     def close(self):
         self.f.close()
@@ -46,10 +48,10 @@ class Image:
         """(where the entry is, entry) of each cluster with data of its own, not compressed."""
         for _, l1 in self.l1_entries():
             table = l1 & OFFSET
-            for i in range(self.cluster // 8):
-                entry = self.get64(table + 8 * i)
+            for at in range(table, table + self.cluster, self.l2_entry):
+                entry = self.get64(at)
                 if entry & OFFSET and not entry & COMPRESSED:
-                    yield table + 8 * i, entry
+                    yield at, entry
 
     def refcount_place(self, cluster):
         """(byte offset, bit shift) of a cluster's refcount; the block must be there."""
