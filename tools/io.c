@@ -391,7 +391,7 @@ static const struct io_command {
     { "open", "o", cmd_open, 0, -1, IO_NO_FILE,
       "[-rnU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path" },
     { "quit", "q", cmd_quit, 0, 0, IO_NO_FILE, "", "ends" },
-    { "read", "r", cmd_read, 2, -1, 0, "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
+    { "read", "r", cmd_read, 2, -1, 0, "[-Cqrv] [-P pattern [-s off] [-l len]] off len",
       "reads a number of bytes at a specified offset" },
     { "readv", NULL, cmd_read, 2, -1, 0, "[-Cqrv] [-P pattern] off len [len..]",
       "reads a number of bytes at a specified offset" },
@@ -400,7 +400,7 @@ static const struct io_command {
     { "truncate", "t", cmd_truncate, 1, 3, IO_WRITES, "[-m prealloc_mode] off",
       "truncates the current file at the given offset" },
     { "write", "w", cmd_write, 2, -1, IO_WRITES,
-      "[-bcCfnqruz] [-P pattern | -s source_file] off len",
+      "[-cCfnqruz] [-P pattern | -s source_file] off len",
       "writes a number of bytes at a specified offset" },
     { "writev", NULL, cmd_write, 2, -1, IO_WRITES, "[-Cfqr] [-P pattern] off len [len..]",
       "writes a number of bytes at a specified offset" },
@@ -431,7 +431,6 @@ static bool cmd_help(struct shell *sh, int argc, char **argv)
     }
     for (size_t i = 0; i < BLK_ARRAY_SIZE(commands); i++)
         io_help_line(&commands[i]);
-    printf("\nUse 'help commandname' for extended help.\n");
     return true;
 }
 
