@@ -118,6 +118,8 @@ $(helper_bin): $(B)/tests/%: tests/%.c $(B)/libplatter.a
 UNIT_EXTRA_file := $(addprefix -Wl$(comma)--wrap=,preadv pwritev preadv2 fdatasync close fallocate \
     posix_fallocate lseek open $(if $(HAVE_URING),io_uring_queue_init_params))
 UNIT_EXTRA_file_open := $(UNIT_EXTRA_file)
+UNIT_EXTRA_walls := $(call obj,img/walls.c)
+$(B)/tests/unit/walls: $(UNIT_EXTRA_walls)
 # It loads protocol modules, where tests/net/scribble.t runs it.
 UNIT_EXTRA_scribble = $(export_core) -Wl,--whole-archive $(B)/libplatter.a -Wl,--no-whole-archive $(san_libs)
 

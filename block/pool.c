@@ -2,7 +2,8 @@
  * pool.c - threads for what would block a loop or burn CPU.
  *
  * Threads are made when work finds none idle, up to the pool's limit, and then
- * stay.  They block all signals: signals are for the threads that expect them.
+ * stay.  They block all signals: signals are for the threads that expect them, but for
+ * SIGSYS, which says what a thread itself did.
  * Work is taken in order of submission; done() is handed to the work's own loop
  * and runs there, after which the pool does not touch the work again.
  */
@@ -74,6 +75,7 @@ static bool pool_grow(struct blk_pool *p)
 {
     sigset_t all, old;
     sigfillset(&all);
+    sigdelset(&all, SIGSYS);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int r = pthread_create(&p->thread[p->threads], NULL, pool_thread, p);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

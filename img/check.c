@@ -9,12 +9,13 @@
 #include <stdio.h>
 #include <string.h>
 #include "img/img.h"
+#include "img/sandbox.h"
 
 enum { STATUS_FAILED = 1, STATUS_CORRUPT = 2, STATUS_LEAKS = 3, STATUS_UNSUPPORTED = 63 };
 
 struct check {
     struct img_image image;
-    bool json;
+    bool json, no_sandbox;
     int fix;                    /* BLK_FIX_* */
 };
 
@@ -162,6 +163,7 @@ static int check_run(void *arg)
     if (!n) {
         return STATUS_FAILED;
     }
+    sandbox_shut();
     img_progress_start(false, 1);
     status = check_node(c, n);
     img_progress_end();
@@ -195,6 +197,7 @@ static int parse_options(struct check *c, const char **cache, int argc, char **a
         {"force-share", no_argument, NULL, 'U'},
         {"output", required_argument, NULL, IMG_OPT_OUTPUT},
         {"object", required_argument, NULL, IMG_OPT_OBJECT},
+        {"no-sandbox", no_argument, NULL, IMG_OPT_NO_SANDBOX},
         {NULL, 0, NULL, 0},
     };
     int ch;
@@ -233,6 +236,9 @@ static int parse_options(struct check *c, const char **cache, int argc, char **a
                 return STATUS_FAILED;
             }
             break;
+        case IMG_OPT_NO_SANDBOX:
+            c->no_sandbox = true;
+            break;
         default:
             return img_try_help(argv[0]);
         }
@@ -257,14 +263,16 @@ static int check_main(int argc, char **argv)
         img_error("Invalid source cache option: %s", cache);
         return STATUS_FAILED;
     }
-    return img_run(check_run, &c);
+    struct sandbox box = { .off = c.no_sandbox, .writable = c.fix, .chain = true,
+                           .cpu_seconds = 3600 };
+    return sandbox_run(&box, &c.image, check_run, &c);
 }
 
 const struct img_command img_check = {
     .name = "check",
     .summary = "Check an image for consistency and repair it",
     .synopsis = "[-f FMT | --image-opts] [-T CACHE] [-r leaks|all] [-U]\n"
-                "        [--output human|json] [-q] FILENAME",
+                "        [--output human|json] [--no-sandbox] [-q] FILENAME",
     .arguments =
         "  -q, --quiet\n     print only what was found, on standard error\n"
         "  -f, --format FMT\n     format of the image (default: found out)\n"
@@ -274,6 +282,7 @@ const struct img_command img_check = {
         "  -U, --force-share\n     take no locks (not together with -r)\n"
         "  --output human|json\n     how to print\n"
         "  --object OBJDEF\n     an object such as a secret\n"
+        SANDBOX_HELP
         "\nExit status: 0 clean or repaired, 1 check failed, 2 corrupt, 3 leaked clusters,\n"
         "63 the format has no check.\n",
     .main = check_main,

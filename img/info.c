@@ -12,10 +12,11 @@
 #include <string.h>
 #include <time.h>
 #include "img/img.h"
+#include "img/sandbox.h"
 
 struct info {
     struct img_image image;
-    bool json, chain;
+    bool json, chain, no_sandbox;
 };
 
 /* ---- gathering ---------------------------------------------------------------- */
@@ -376,6 +377,7 @@ static int parse_options(struct info *a, int argc, char **argv)
         {"force-share", no_argument, NULL, 'U'},
         {"output", required_argument, NULL, IMG_OPT_OUTPUT},
         {"object", required_argument, NULL, IMG_OPT_OBJECT},
+        {"no-sandbox", no_argument, NULL, IMG_OPT_NO_SANDBOX},
         {NULL, 0, NULL, 0},
     };
     int ch;
@@ -406,6 +408,9 @@ static int parse_options(struct info *a, int argc, char **argv)
                 return 1;
             }
             break;
+        case IMG_OPT_NO_SANDBOX:
+            a->no_sandbox = true;
+            break;
         default:
             return img_try_help(argv[0]);
         }
@@ -425,19 +430,22 @@ static int info_main(int argc, char **argv)
         return img_usage_error(argv[0], "Expecting one image file name");
     }
     a.image.filename = argv[optind];
-    return img_run(info_run, &a);
+    struct sandbox box = { .off = a.no_sandbox, .chain = a.chain, .cpu_seconds = 60 };
+    return sandbox_run(&box, &a.image, info_run, &a);
 }
 
 const struct img_command img_info = {
     .name = "info",
     .summary = "Show what is known about an image",
-    .synopsis = "[-f FMT | --image-opts] [-b] [-U] [--output human|json] FILENAME",
+    .synopsis = "[-f FMT | --image-opts] [-b] [-U] [--output human|json]\n"
+                "        [--no-sandbox] FILENAME",
     .arguments =
         "  -f, --format FMT\n     format of the image (default: found out)\n"
         "  --image-opts\n     FILENAME is a list of options, KEY=VALUE,...\n"
         "  -b, --backing-chain\n     also the images below it\n"
         "  -U, --force-share\n     take no locks: another program may be writing to it\n"
         "  --output human|json\n     how to print\n"
-        "  --object OBJDEF\n     an object such as a secret\n",
+        "  --object OBJDEF\n     an object such as a secret\n"
+        SANDBOX_HELP,
     .main = info_main,
 };

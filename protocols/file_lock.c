@@ -39,7 +39,7 @@ bool file_lock_supported(void)
     int v = __atomic_load_n(&known, __ATOMIC_RELAXED);
 
     if (v < 0) {
-        int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+        int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
         struct flock fl;
 
         v = fd >= 0 && lock_fcntl(fd, F_OFD_GETLK, F_WRLCK, 0, &fl) == 0;
