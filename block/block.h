@@ -34,6 +34,7 @@
 #define BLK_NAME_MAX       1023u         /* bytes of a name inside an image */
 #define BLK_SIZE_MAX       (INT64_MAX & ~511ull) /* largest virtual size */
 #define BLK_JSON_MAX       (1u << 20)    /* bytes of a json: pseudo name */
+#define BLK_FACTS_MAX      2048u         /* names, features, extensions that are listed */
 #define BLK_HOPS           8             /* nodes one request may pass through
                                             without a fiber */
 
@@ -506,6 +507,23 @@ struct blk_info {
 };
 int blk_get_info(struct blk_node *n, struct blk_info *out, struct blk_error *e);
 void blk_info_free(struct blk_info *i);
+
+/* What an image says of itself and names, from its first structures alone: nothing that
+ * it names is opened, and it need not be in order.  Bytes in names are as they are. */
+struct blk_facts {
+    const char *format;             /* a driver's name */
+    bool guessed;                   /* raw, as nothing else was recognised */
+    uint64_t file_size;
+    bool elsewhere;                 /* guest data is in files it names (extents) ... */
+    uint64_t size;                  /* ... and this is the disk's size then */
+    json_t *references;             /* array of { "kind", "name"[, "format"] } */
+    json_t *features;               /* array of { "kind", "bit", "name"|absent, "known" } */
+    json_t *extensions;             /* unknown ones of the header: { "type", "length" } */
+};
+/* a as for blk_open(); only its storage is opened. */
+int blk_read_facts(struct blk_loop *l, const struct blk_open_args *a, struct blk_facts *out,
+                   struct blk_error *e);
+void blk_facts_free(struct blk_facts *f);
 
 /* Change properties of an image in place, as o says (names of blk_amend_options()).  A
  * crash leaves the image with the old properties or the new ones, of each.  -ENOTSUP:

@@ -119,6 +119,9 @@ struct blk_driver {
     int (*truncate)(struct blk_node *n, uint64_t size, bool shrink, enum blk_prealloc p,
                     struct blk_error *e);
     int (*info)(struct blk_node *n, struct blk_info *out, struct blk_error *e);
+    /* Fiber; formats that name other files or have features: add what the image in file
+     * says.  What cannot be read is left out; open() is there to complain. */
+    void (*facts)(struct blk_node *file, struct blk_facts *f);
     int (*check)(struct blk_node *n, struct blk_check *c, int fix, struct blk_error *e);
     int (*measure)(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
                    struct blk_measure *out, struct blk_error *e);
@@ -236,6 +239,16 @@ int blk_check_inner_name(const struct blk_node *n, const char *name, struct blk_
 
 /* A random (version 4) UUID, in the byte order it is written in. */
 void blk_uuid_generate(uint8_t out[16]);
+/* For facts(): a name of len bytes at most, ended by a NUL; format may be NULL.  A cap
+ * (BLK_FACTS_MAX) on each list makes more of them nothing. */
+void blk_facts_name(struct blk_facts *f, const char *kind, const void *name, size_t len,
+                    const char *format);
+/* The same for UTF-16. */
+void blk_facts_utf16(struct blk_facts *f, const char *kind, const uint8_t *name, size_t bytes,
+                     bool big_endian);
+void blk_facts_feature(struct blk_facts *f, const char *kind, unsigned bit, const char *name,
+                       bool known);
+void blk_facts_extension(struct blk_facts *f, uint32_t type, uint32_t length);
 /* A line of a check, as QEMU prints it; is_error: it tells of damage. */
 void blk_check_say(struct blk_check *c, bool is_error, const char *fmt, ...) BLK_PRINTF(3, 4);
 

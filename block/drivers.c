@@ -13,7 +13,7 @@
 
 extern const struct blk_driver blk_raw, blk_qcow2, blk_fault, blk_delay, blk_logwrites;
 extern const struct blk_driver blk_luks, blk_vhdx, blk_vdi, blk_vpc, blk_parallels, blk_vmdk;
-extern const struct blk_driver blk_qcow, blk_dmg;
+extern const struct blk_driver blk_qcow, blk_dmg, blk_scratch;
 extern const struct blk_driver blk_file_driver, blk_host_device, blk_mem;
 
 const struct blk_driver *const blk_drivers[] = {
@@ -30,6 +30,7 @@ const struct blk_driver *const blk_drivers[] = {
     &blk_fault,
     &blk_delay,
     &blk_logwrites,
+    &blk_scratch,
     &blk_file_driver,
     &blk_host_device,
     &blk_mem,

@@ -78,6 +78,10 @@ int blk_lock_storage(struct blk_node *n, enum blk_lock_use use, struct blk_error
 int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts *o,
                       unsigned flags, struct blk_node **out, struct blk_error *e);
 
+/* open.c: the format of what lies in file; guessed: raw, nothing else fits. Fiber. */
+int blk_probe_format(struct blk_node *file, const struct blk_driver **drv, bool *guessed,
+                     struct blk_error *e);
+
 /* drivers.c; built_in: never a module. */
 const struct blk_driver *blk_driver_built_in(const char *name);
 const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_error *e);

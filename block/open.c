@@ -162,8 +162,8 @@ static bool has_suffix(const char *name, const char *suffix)
     return n && len > n && !strcmp(name + len - n, suffix);
 }
 
-static int probe_format(struct blk_node *file, const struct blk_driver **drv, bool *guessed,
-                        struct blk_error *e)
+int blk_probe_format(struct blk_node *file, const struct blk_driver **drv, bool *guessed,
+                     struct blk_error *e)
 {
     uint8_t *buf = blk_buf_alloc(PROBE_BYTES);
     int best = 0, err;
@@ -295,7 +295,7 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
         return err;
     }
     if (!drv) {
-        err = probe_format(file, &drv, &guessed, e);
+        err = blk_probe_format(file, &drv, &guessed, e);
         if (!err && guessed && flags & BLK_O_RDWR && flags & BLK_O_NO_PROBE) {
             err = blk_err(e, EINVAL, "Image format was not specified for '%s' and probing "
                           "guessed raw: name the format (format=raw) to write to it", file->shown);

@@ -259,6 +259,20 @@ static int read_backing(struct blk_node *n, const uint8_t *h, struct blk_error *
     return 0;
 }
 
+static void qcow_facts(struct blk_node *file, struct blk_facts *f)
+{
+    uint8_t h[QH_BYTES];
+    char name[BLK_NAME_MAX + 1];
+    size_t len;
+
+    if (!co_read(file, 0, h, sizeof(h)) && be64(h + QH_BACKING)) {
+        len = BLK_MIN(be32(h + QH_BACKING_LEN), BLK_NAME_MAX);
+        if (be64(h + QH_BACKING) < file->size && !co_read(file, be64(h + QH_BACKING), name, len)) {
+            blk_facts_name(f, "backing file", name, len, NULL);
+        }
+    }
+}
+
 static int open_tables(struct blk_node *n, struct qcow *q, const uint8_t *h, struct blk_error *e)
 {
     uint64_t size = be64(h + QH_SIZE);
@@ -409,6 +423,7 @@ static const struct blk_option_desc qcow_create_opts[] = {
 
 const struct blk_driver blk_qcow = {
     .name = "qcow",
+    .facts = qcow_facts,
     .create_opts = qcow_create_opts,
     .probe = qcow_probe,
     .open = qcow_open,

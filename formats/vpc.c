@@ -38,7 +38,7 @@ enum {
 /* The header of dynamic disks, 1024 bytes. */
 enum {
     VD_COOKIE = 0, VD_DATA_OFFSET = 8, VD_TABLE = 16, VD_VERSION = 24, VD_ENTRIES = 28,
-    VD_BLOCK = 32, VD_CHECKSUM = 36, VD_BYTES = 1024,
+    VD_BLOCK = 32, VD_CHECKSUM = 36, VD_PARENT = 64, VD_LOCATORS = 576, VD_BYTES = 1024,
 };
 
 struct vpc {
@@ -166,6 +166,46 @@ static int check_footer(const struct vpc *v, struct blk_error *e)
                        v->fixed ? "footer at the end of the file" : "header");
     }
     return 0;
+}
+
+/* Where the parent's names are: 8 locators of platform, space, length, reserved, offset. */
+#define VPC_LOCATORS 8u
+enum { VL_PLATFORM = 0, VL_LENGTH = 8, VL_OFFSET = 16, VL_BYTES = 24 };
+
+static void locator_facts(struct blk_node *file, const uint8_t *l, struct blk_facts *f)
+{
+    uint8_t name[2 * BLK_NAME_MAX];
+    size_t len = BLK_MIN(be32(l + VL_LENGTH), (uint32_t)sizeof(name));
+    uint64_t at = be64(l + VL_OFFSET);
+
+    if (!len || at >= file->size || co_read(file, at, name, len)) {
+        return;
+    }
+    if (l[VL_PLATFORM] == 'W') {                /* W2ru, W2ku */
+        blk_facts_utf16(f, "parent", name, len, false);
+    } else if (!memcmp(l + VL_PLATFORM, "MacX", 4)) {
+        blk_facts_name(f, "parent", name, len, NULL);
+    }
+}
+
+/* Differencing disks are refused, but whom they name is known. */
+static void vpc_facts(struct blk_node *file, struct blk_facts *f)
+{
+    uint8_t footer[VF_BYTES], h[VD_BYTES];
+    uint64_t at;
+
+    if (co_read(file, 0, footer, VF_BYTES) || memcmp(footer, "conectix", 8) ||
+        be32(footer + VF_TYPE) != VPC_DIFFERENCING) {
+        return;
+    }
+    at = be64(footer + VF_DATA_OFFSET);
+    if (at >= file->size || co_read(file, at, h, VD_BYTES)) {
+        return;
+    }
+    blk_facts_utf16(f, "parent", h + VD_PARENT, VD_LOCATORS - VD_PARENT, true);
+    for (unsigned i = 0; i < VPC_LOCATORS; i++) {
+        locator_facts(file, h + VD_LOCATORS + i * VL_BYTES, f);
+    }
 }
 
 enum size_calc { BY_CREATOR, BY_GEOMETRY, BY_SIZE };
@@ -527,6 +567,7 @@ static const struct blk_option_desc vpc_create_opts[] = {
 
 const struct blk_driver blk_vpc = {
     .name = "vpc",
+    .facts = vpc_facts,
     .create_opts = vpc_create_opts,
     .probe = vpc_probe,
     .open = vpc_open,

@@ -16,6 +16,7 @@ const struct img_command *const img_commands[] = {
     &img_dd,
     &img_digest,
     &img_info,
+    &img_inspect,
     &img_map,
     &img_measure,
     &img_rebase,

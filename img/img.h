@@ -32,7 +32,7 @@ struct img_command {
 extern const struct img_command *const img_commands[];  /* commands.c; NULL-terminated */
 extern const struct img_command img_amend, img_bench, img_bitmap, img_check, img_commit, img_compact,
     img_compare, img_convert,
-    img_create, img_dd, img_digest, img_info, img_map, img_measure, img_rebase,
+    img_create, img_dd, img_digest, img_info, img_inspect, img_map, img_measure, img_rebase,
     img_resize, img_snapshot;
 
 /* Prints --help of a command and returns 0: "return img_help(&img_create);" */

@@ -34,7 +34,7 @@ _Static_assert(sizeof(qcow2_feature_table) == QCOW2_FEATURES * FEATURE_ENTRY, "a
 
 /* ---- the fixed header ---------------------------------------------------------- */
 
-static void header_decode(const uint8_t *b, struct qcow2_header *h)
+void qcow2_header_decode(const uint8_t *b, struct qcow2_header *h)
 {
     h->version = be32(b + QH_VERSION);
     h->backing_offset = be64(b + QH_BACKING_OFFSET);
@@ -105,7 +105,7 @@ int qcow2_header_reload(struct qcow2 *q)
     uint8_t fixed[QH_FULL];
     int err = co_read(q->file, 0, fixed, sizeof(fixed));
     if (!err) {
-        header_decode(fixed, &q->h);
+        qcow2_header_decode(fixed, &q->h);
         set_geometry(q);
     }
     return err;
@@ -639,7 +639,7 @@ int qcow2_header_read(struct qcow2 *q, struct blk_error *e)
     if (be32(fixed) != QCOW2_MAGIC) {
         return blk_err(e, EINVAL, "Image is not in qcow2 format");
     }
-    header_decode(fixed, &q->h);
+    qcow2_header_decode(fixed, &q->h);
     err = check_geometry(&q->h, e);
     if (err) {
         return err;

@@ -354,6 +354,7 @@ const struct blk_driver blk_qcow2 = {
     .status = qcow2_status,
     .truncate = qcow2_truncate,
     .info = qcow2_info,
+    .facts = qcow2_facts,
     .check = qcow2_check,
     .snapshot = qcow2_snapshot,
     .snapshot_load = qcow2_snapshot_load,

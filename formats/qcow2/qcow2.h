@@ -6,6 +6,7 @@
  *
  * header.c    header, extensions: parsing, checking, rewriting
  * open.c      driver table, open, close, info
+ * facts.c     what a header says, in order or not
  * cache.c     L2 slices and refcount blocks in memory
  * l2.c        guest offset -> L2 entry; making L2 tables
  * refcount.c  counts, the allocator, freeing
@@ -281,6 +282,8 @@ static inline void qcow2_compressed_span(const struct qcow2 *q, uint64_t entry, 
 
 /* ---- header.c ------------------------------------------------------------------ */
 
+/* The fixed header, QH_FULL bytes, as it is: nothing is checked. */
+void qcow2_header_decode(const uint8_t *b, struct qcow2_header *h);
 /* Read and check the header of q->file into q->h, backing names into q->n. Fiber. */
 int qcow2_header_read(struct qcow2 *q, struct blk_error *e);
 /* Change fields of the fixed header from q->h and make it durable: one aligned
@@ -309,6 +312,10 @@ int qcow2_header_rewrite(struct qcow2 *q);
 int qcow2_mark_corrupt(struct qcow2 *q, const char *fmt, ...) BLK_PRINTF(2, 3);
 /* Found damage while reading: report once, change nothing.  Returns -EIO. */
 int qcow2_report_corrupt(struct qcow2 *q, const char *fmt, ...) BLK_PRINTF(2, 3);
+
+/* ---- facts.c ------------------------------------------------------------------- */
+
+void qcow2_facts(struct blk_node *file, struct blk_facts *f);
 
 /* ---- cache.c ---------------------------------------------------------------------- */
 

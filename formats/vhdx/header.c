@@ -334,3 +334,67 @@ int vhdx_metadata_read(struct vhdx *v, struct blk_error *e)
     blk_buf_free(buf);
     return err ? blk_err_errno(e, -err, "Could not read the VHDX metadata") : 0;
 }
+
+/* ---- facts ------------------------------------------------------------------------------ */
+
+/* A parent's locator: a GUID, a count, entries of where key and value are and their
+ * lengths, the texts. */
+enum { VP_COUNT = 18, VP_ENTRIES = 20, VP_ENTRY = 12, VP_BYTES = 65536 };
+
+static bool is_path_key(const uint8_t *key, size_t len)
+{
+    static const char end[] = "path";           /* relative_path, absolute_win32_path, ... */
+
+    for (size_t i = 0; i < 4 && len >= 8; i++) {
+        if (le16(key + len - 8 + 2 * i) != (uint8_t)end[i]) {
+            return false;
+        }
+    }
+    return len >= 8;
+}
+
+static void locator_facts(const uint8_t *p, size_t len, struct blk_facts *f)
+{
+    for (unsigned i = 0, n = le16(p + VP_COUNT); i < n; i++) {
+        const uint8_t *entry = p + VP_ENTRIES + (size_t)i * VP_ENTRY;
+        if ((size_t)(entry - p) + VP_ENTRY > len) {
+            return;
+        }
+        uint32_t key = le32(entry), value = le32(entry + 4);
+        uint32_t key_len = le16(entry + 8), value_len = le16(entry + 10);
+        if (key < len && value < len && key_len <= len - key && value_len <= len - value &&
+            is_path_key(p + key, key_len)) {
+            blk_facts_utf16(f, "parent", p + value, value_len, false);
+        }
+    }
+}
+
+static void metadata_facts(struct vhdx *v, uint8_t *buf, struct blk_facts *f)
+{
+    if (co_read(v->file, v->metadata.start, buf, VHDX_REGIONS_BYTES) ||
+        memcmp(buf, "metadata", 8)) {
+        return;
+    }
+    for (unsigned i = 0, n = le16(buf + 10); i < n && i < VHDX_REGIONS_MAX; i++) {
+        const uint8_t *entry = buf + 32 + i * 32;
+        if (vhdx_guid_is(entry, &parent_guid)) {
+            uint64_t at = v->metadata.start + le32(entry + 16);
+            if (at < v->file->size && !co_read(v->file, at, buf, VP_BYTES)) {
+                locator_facts(buf, VP_BYTES, f);
+            }
+            return;
+        }
+    }
+}
+
+void vhdx_facts(struct blk_node *file, struct blk_facts *f)
+{
+    struct vhdx v = { .file = file };
+    uint8_t *buf = blk_buf_alloc(BLK_MAX(VHDX_REGIONS_BYTES, (uint32_t)VP_BYTES));
+
+    if (buf && !vhdx_regions_read(&v, NULL)) {
+        metadata_facts(&v, buf, f);
+    }
+    free(v.regions);
+    blk_buf_free(buf);
+}

@@ -271,6 +271,7 @@ const struct blk_driver blk_vhdx = {
     .close = vhdx_close,
     .submit = vhdx_submit,
     .status = vhdx_status,
+    .facts = vhdx_facts,
     .check = vhdx_check,
     .create_check = vhdx_create_check,
     .create = vhdx_create,

@@ -83,6 +83,8 @@ int vhdx_regions_read(struct vhdx *v, struct blk_error *e);
 /* The region that [start, end) touches, or NULL. */
 const struct vhdx_region *vhdx_region_at(const struct vhdx *v, uint64_t start, uint64_t end);
 int vhdx_metadata_read(struct vhdx *v, struct blk_error *e);
+/* What a differencing image names as its parent. */
+void vhdx_facts(struct blk_node *file, struct blk_facts *f);
 /* Entries of a table without sector bitmaps. */
 uint64_t vhdx_bat_entries(uint64_t blocks, uint64_t chunk_ratio);
 

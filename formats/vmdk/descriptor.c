@@ -146,6 +146,47 @@ int vmdk_parent_read(struct vmdk *v, struct blk_error *e)
     return err;
 }
 
+/* ---- facts ---------------------------------------------------------------------------- */
+
+static void extents_facts(const char *text, struct blk_facts *f)
+{
+    struct vmdk_line l;
+    uint64_t sectors = 0;
+
+    for (unsigned i = 0; i < VMDK_EXTENTS_MAX && vmdk_line_next(&text, &l, NULL) > 0; i++) {
+        blk_facts_name(f, "extent", l.name, sizeof(l.name), l.type);
+        sectors += BLK_MIN(l.sectors, (uint64_t)INT64_MAX / VMDK_SECTOR / VMDK_EXTENTS_MAX);
+        f->elsewhere = true;
+    }
+    f->size = sectors * VMDK_SECTOR;
+}
+
+void vmdk_facts(struct blk_node *file, struct blk_facts *f)
+{
+    uint8_t h[VMDK_SECTOR];
+    char *text = NULL, name[BLK_NAME_MAX + 1];
+    bool kdmv, sparse;
+
+    if (co_read(file, 0, h, sizeof(h))) {
+        return;
+    }
+    kdmv = !memcmp(h, "KDMV", 4);
+    sparse = kdmv || !memcmp(h, "COWD", 4);
+    if (!sparse) {
+        text = vmdk_text_read(file, 0, NULL);
+    } else if (kdmv && le64(h + VK_DESC) && le64(h + VK_DESC) <= INT64_MAX / 1024) {
+        text = vmdk_text_read(file, le64(h + VK_DESC) * VMDK_SECTOR, NULL);
+    }
+    /* A sparse file with data of its own is the only extent of its image. */
+    if (text && (!sparse || !le64(h + VK_CAPACITY))) {
+        extents_facts(text, f);
+    }
+    if (text && vmdk_text_value(text, "parentFileNameHint", name, sizeof(name)) && *name) {
+        blk_facts_name(f, "backing file", name, sizeof(name), "vmdk");
+    }
+    free(text);
+}
+
 /* What stands before the ID, the new one, and from "parentCID" on what was there. */
 static int id_replace(char *text, char **out)
 {

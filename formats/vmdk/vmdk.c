@@ -526,6 +526,7 @@ const struct blk_driver blk_vmdk = {
     .submit = vmdk_submit,
     .status = vmdk_status,
     .info = vmdk_info,
+    .facts = vmdk_facts,
     .check = vmdk_check,
     .create_check = vmdk_create_check,
     .create = vmdk_create,

@@ -77,6 +77,8 @@ struct vmdk_line {                      /* of an extent */
 int vmdk_line_next(const char **text, struct vmdk_line *l, struct blk_error *e);
 /* Content ID (or parent's) from the descriptor at `at` of file. */
 int vmdk_id_read(struct blk_node *file, uint64_t at, bool parent, uint32_t *out);
+/* Extents in other files, and the parent. */
+void vmdk_facts(struct blk_node *file, struct blk_facts *f);
 /* The name of the parent into n->backing_name. */
 int vmdk_parent_read(struct vmdk *v, struct blk_error *e);
 /* A new content ID, durable. */

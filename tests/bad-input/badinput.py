@@ -82,18 +82,20 @@ class Result:
             self.out.strip()[:600], self.err.strip()[:1200])
 
 
-def _limits():
+def _limits(seconds=None):
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if seconds:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
     if not SAN:
         resource.setrlimit(resource.RLIMIT_AS, (AS_LIMIT, AS_LIMIT))
 
 
-def run(*argv, limits=True, wall=WALL_LIMIT):
-    """Run a program to its end or its limits."""
+def run(*argv, limits=True, wall=WALL_LIMIT, seconds=None):
+    """Run a program to its end or its limits; seconds: of CPU, its own affair."""
     argv = [str(a) for a in argv]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                             preexec_fn=_limits if limits else None, start_new_session=True)
+                             preexec_fn=(lambda: _limits(seconds)) if limits else None, start_new_session=True)
         end = time.monotonic() + wall
         hung, pid, nap = False, 0, 0.0005
         while not pid:
@@ -150,9 +152,9 @@ class Test:
 
     # ---- running ---------------------------------------------------------------
 
-    def run(self, *argv, cpu=CPU_LIMIT, rss=RSS_LIMIT):
+    def run(self, *argv, cpu=CPU_LIMIT, rss=RSS_LIMIT, seconds=None):
         """Our program: whatever it answers, it stays within the limits."""
-        r = run(*argv)
+        r = run(*argv, seconds=seconds)
         if r.hung:
             self.bad("hung: %s" % r)
         elif r.rc < 0 or r.rc > 125 or "AddressSanitizer" in r.err or "runtime error:" in r.err:
@@ -318,6 +320,28 @@ class Test:
         self.expect(len(after) >= len(before), "the file shrank")
         return diff
 
+    def inspected(self):
+        """inspect judges, or says why it cannot in a line, whatever the case has left
+        behind, be it that its time is up; it changes nothing."""
+        if IS_QEMU:
+            return
+        for name in sorted(os.listdir(self.tmp))[:16]:      # chains have thousands
+            path = self.path(name)
+            if not os.path.isfile(path) or name in ("out.raw", "dd.raw", "content.raw"):
+                continue
+            small = os.path.getsize(path) < 64 << 20
+            before = file_hash(path) if small else None
+            r = self.img("inspect", path, cpu=CPU_LIMIT + 3, rss=3 * RSS_LIMIT,
+                         seconds=int(CPU_LIMIT) + 1)
+            judged = re.search(r"^verdict: (safe|damaged|suspicious|refused)$", r.out, re.M)
+            self.expect(r.hung or r.rc < 0 or
+                        (not r.err and r.rc in (0, 2, 3, 4) if judged
+                         else r.rc == 1 and len(r.lines) == 1),
+                        "inspect neither judges nor says why not: %s" % r)
+            self.expect(not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", r.out),
+                        "control characters from inspect: %r" % r.out)
+            self.expect(not small or file_hash(path) == before, "inspect changed the file")
+
     def close(self):
         shutil.rmtree(self.tmp, ignore_errors=True)
 
@@ -336,6 +360,7 @@ def main(only=None):
         t = Test(tempfile.mkdtemp(prefix="platter-bad.", dir=os.environ.get("TMPDIR", "/tmp")))
         try:
             fn(t)
+            t.inspected()
         except Exception as ex:                     # noqa: BLE001: a broken case is a failed case
             t.bad("the test itself: %s: %s" % (type(ex).__name__, ex))
         t.close()
