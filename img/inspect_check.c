@@ -41,6 +41,13 @@ static void put(json_t *o, const char *key, uint64_t n)
 
 /* ---- trying a repair ------------------------------------------------------------------ */
 
+/* Only what a path names is opened once more. */
+static bool is_plain(const struct blk_open_args *args)
+{
+    return args->filename &&
+           (!blk_has_protocol(args->filename) || !strncmp(args->filename, "file:", 5));
+}
+
 /* The image over memory, writable; NULL: not this one. */
 static struct blk_node *open_scratch(const struct blk_open_args *args, const char *format)
 {
@@ -71,9 +78,7 @@ static void try_repair(struct report *r, const struct blk_open_args *args, const
     json_t *lines = json_array();
     struct blk_check first = { .message = take_repair, .arg = lines };
     struct blk_check left = { .message = ignore_line };
-    bool plain = args->filename &&
-                 (!blk_has_protocol(args->filename) || !strncmp(args->filename, "file:", 5));
-    struct blk_node *n = plain ? open_scratch(args, format) : NULL;
+    struct blk_node *n = open_scratch(args, format);
     json_t *o;
     int err = n ? blk_check(n, &first, BLK_FIX_LEAKS | BLK_FIX_ERRORS, NULL) : -ENOTSUP;
 
@@ -132,7 +137,7 @@ void inspect_check(struct report *r, struct blk_node *n, const struct blk_open_a
     } else if (err != -ENOTSUP) {
         report_reason(r, VERDICT_DAMAGED, "check failed: %s", *e.text ? e.text : strerror(-err));
     }
-    if (c.corruptions || c.leaks) {
+    if ((c.corruptions || c.leaks) && is_plain(args)) {
         try_repair(r, args, blk_format_name(n));
     }
     blk_set_report(NULL, NULL);

@@ -18,25 +18,83 @@
 #define MEMORY_SHARE    128             /* of the file: check's counters */
 #define CPU_SHARE       (16ull << 20)   /* bytes of the file that a second is added for */
 
-/* A protocol's module is loaded when it is used: not behind walls. */
-static bool is_local_format(const char *format)
+/* ---- is it local? ----------------------------------------------------------------- */
+
+/* A protocol's module is loaded when it is used: not behind walls.  The filter logwrites
+ * makes files. */
+static bool is_local_driver(const char *driver)
 {
     bool protocol;
     const char *name;
 
-    for (size_t i = 0; format && (name = blk_driver_at(i, &protocol, NULL)); i++) {
-        if (!strcmp(name, format)) {
-            return !protocol || !strcmp(name, "file") || !strcmp(name, "host_device");
+    for (size_t i = 0; driver && (name = blk_driver_at(i, &protocol, NULL)); i++) {
+        if (!strcmp(name, driver)) {
+            return protocol ? !strcmp(name, "file") || !strcmp(name, "host_device")
+                            : strcmp(name, "logwrites");
         }
     }
     return true;
 }
 
-static bool is_local(const struct img_image *im)
+static bool is_local_name(const char *name)
 {
-    return !im->image_opts && !img_backing_urls && is_local_format(im->format) &&
-           (!blk_has_protocol(im->filename) || !strncmp(im->filename, "file:", 5));
+    return !blk_has_protocol(name) || !strncmp(name, "file:", 5);
 }
+
+static bool is_key(const char *key, const char *word)
+{
+    const char *dot = strrchr(key, '.');
+    return !strcmp(dot ? dot + 1 : key, word);
+}
+
+/* What an image is, as far as walls are concerned. */
+struct place {
+    const char *file;           /* the first one named, NULL: none */
+    unsigned files;
+    bool local;
+};
+
+static void look_at_options(const struct blk_opts *o, struct place *p)
+{
+    const char *key, *value;
+
+    for (size_t i = 0; blk_opts_at(o, i, &key, &value); i++) {
+        if (is_key(key, "driver")) {
+            p->local = p->local && is_local_driver(value);
+        } else if (is_key(key, "filename")) {
+            p->local = p->local && is_local_name(value);
+            p->file = p->file ? p->file : value;
+            p->files++;
+        } else if (is_key(key, "backing") || is_key(key, "file")) {
+            p->local = false;           /* not what these usually say */
+        }
+    }
+}
+
+/* Strings in it live as long as the process. */
+static struct place place_of(const struct img_image *im)
+{
+    static struct blk_opts *o;          /* keeps them */
+    bool json = !im->image_opts && !strncmp(im->filename, "json:", 5);
+    struct place p = { .local = !img_backing_urls && is_local_driver(im->format) };
+
+    if (!im->image_opts && !json) {
+        p.local = p.local && is_local_name(im->filename);
+        p.file = im->filename;
+        p.files = 1;
+        return p;
+    }
+    o = blk_opts_new();
+    if (json ? blk_opts_parse_json(o, im->filename + 5, NULL)
+             : blk_opts_parse(o, im->filename, "file", NULL)) {
+        p.local = false;                /* whoever opens it says what is wrong */
+    } else {
+        look_at_options(o, &p);
+    }
+    return p;
+}
+
+/* ---- walls that suit it --------------------------------------------------------------- */
 
 /* Is there a reason to open files beside this one: extents, a data file?  To be wrong
  * is to be refused them. */
@@ -58,10 +116,11 @@ static bool has_more_files(const char *path, const char *format)
     return n > 4 && (!memcmp(b, "KDMV", 4) || strchr("# v", b[0]));
 }
 
-static void raise_walls(const struct sandbox *s, const struct img_image *im)
+static void raise_walls(const struct sandbox *s, const struct img_image *im,
+                        const struct place *p)
 {
     struct walls w = {
-        .file = im->filename + (strncmp(im->filename, "file:", 5) ? 0 : 5),
+        .file = p->file + (strncmp(p->file, "file:", 5) ? 0 : 5),
         .writable = s->writable, .cpu_seconds = s->cpu_seconds,
     };
     struct stat st = { 0 };
@@ -70,7 +129,7 @@ static void raise_walls(const struct sandbox *s, const struct img_image *im)
     int ncpus = sched_getaffinity(0, sizeof(cpus), &cpus) ? 1 : CPU_COUNT(&cpus);
     bool more = !s->alone && has_more_files(w.file, im->format);
 
-    w.others = s->chain || more;
+    w.others = s->chain || more || p->files > 1;
     w.beside = s->writable && more;
     w.memory_bytes = MEMORY_BASE + bytes / MEMORY_SHARE + MEMORY_PER_CPU * (unsigned)ncpus;
     w.cpu_seconds += bytes / CPU_SHARE;
@@ -83,8 +142,10 @@ static void raise_walls(const struct sandbox *s, const struct img_image *im)
 int sandbox_run(const struct sandbox *s, const struct img_image *im, int (*fn)(void *arg),
                 void *arg)
 {
-    if (!s->off && is_local(im)) {
-        raise_walls(s, im);
+    struct place p = s->off ? (struct place){ .local = false } : place_of(im);
+
+    if (p.local && p.file && (p.files == 1 || !s->writable)) {
+        raise_walls(s, im, &p);
     }
     return img_run(fn, arg);
 }

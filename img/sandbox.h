@@ -19,9 +19,8 @@ struct sandbox {
     "  --no-sandbox\n     do not give up rights before the image is read\n"
 enum { IMG_OPT_NO_SANDBOX = IMG_OPT_FIRST_FREE + 64 };
 
-/* As img_run(), behind walls around this process where im is a local file.  Network
- * storage needs what they take away: json: names, --image-opts and --backing-urls, which
- * may lead there, go without. */
+/* As img_run(), behind walls around this process where im is local files.  Network
+ * storage needs what they take away, and so does what --backing-urls may lead to. */
 int sandbox_run(const struct sandbox *s, const struct img_image *im, int (*fn)(void *arg),
                 void *arg);
 /* All is open that is needed: from now on nothing is opened any more. */

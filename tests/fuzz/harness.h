@@ -1,6 +1,6 @@
 /*
  * harness.h - fuzz harness: any bytes as an image of FUZZ_FORMAT, which the file that
- * includes this defines.  It is opened, asked, walked, read, checked, written, discarded
+ * includes this defines.  It is asked, opened, walked, read, checked, written, discarded
  * and repaired; nothing of that may crash, hang, leak or read out of bounds.  What any of
  * it answers does not matter here.
  *
@@ -145,6 +145,15 @@ static int write_fiber(void *arg)
     return co_flush(c->node);
 }
 
+static void facts(struct ctx *c)
+{
+    struct blk_open_args a = { .filename = "mem:fuzz", .format = FUZZ_FORMAT };
+    struct blk_facts f;
+
+    if (blk_read_facts(c->loop, &a, &f, NULL) == 0)
+        blk_facts_free(&f);
+}
+
 static void use(struct ctx *c)
 {
     struct blk_info info = { 0 };
@@ -174,6 +183,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     c.loop = loop;
     if (!loop || !size || size > INPUT_MAX || !load(&c))
         return 0;
+    facts(&c);
     check(&c, 0);
     use(&c);
     check(&c, 0);

@@ -28,7 +28,15 @@ same 'the same, checked' check far/top.qcow2
 same 'file: and a name without directory' info file:far/top.qcow2
 (cd far && exec "$img" check top.qcow2 >/dev/null 2>"$tmp/err")
 ok $? 'an image in the working directory'
-same 'options go without walls' info --image-opts driver=qcow2,file.filename=far/top.qcow2
+same 'options' info --image-opts driver=qcow2,file.filename=far/top.qcow2
+same 'options of two files' check --image-opts \
+    "driver=qcow2,file.filename=far/top.qcow2,backing.driver=qcow2,backing.file.filename=$tmp/near/mid.qcow2"
+same 'a json: name' info -b 'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "far/top.qcow2"}}'
+walls() { "$img" inspect --output=json "$@" | grep -c '"time limit"'; }
+[ "$(walls far/top.qcow2) $(walls --no-sandbox far/top.qcow2)" = '1 0' ] &&
+    [ "$(walls --image-opts driver=qcow2,file.filename=far/top.qcow2)" = 1 ] &&
+    [ "$(walls 'json:{"driver": "qcow2", "file.filename": "far/top.qcow2"}')" = 1 ]
+ok $? 'inspect says whether it had walls'
 ln -s far/top.qcow2 link.qcow2
 same 'a symbolic link' info link.qcow2
 
