@@ -142,30 +142,41 @@ static void take_info(struct report *r, struct blk_node *n)
     blk_info_free(&info);
 }
 
-/* As a user would; what is refused then is opened once more as check does. */
-static void take_image(struct report *r, const struct blk_open_args *args)
+static void take_contents(struct report *r, struct blk_node *n, const struct blk_open_args *args)
 {
-    struct blk_open_args a = *args;
     struct blk_error e = BLK_ERROR_INIT;
-    struct blk_node *n;
 
-    if (blk_open(img_loop(), &a, &n, &e)) {
-        report_reason(r, VERDICT_REFUSED, "it cannot be opened: %s", e.text);
-        a.flags |= BLK_O_CHECK;
-        if (blk_open(img_loop(), &a, &n, NULL)) {
-            return;
-        }
-    } else {
-        take_info(r, n);
-    }
-    inspect_check(r, n, &a);
+    inspect_check(r, n, args);
     if (blk_file(n)) {
         inspect_bytes(r, blk_file(n), blk_format_name(n));
     }
-    blk_error_clear(&e);
     if (blk_close(n, &e)) {
         report_reason(r, VERDICT_DAMAGED, "%s", e.text);
     }
+}
+
+/* As a user would; what is refused then is opened once more as check does.  -errno, e
+ * says why: it is not the image's fault. */
+static int take_image(struct report *r, const struct blk_open_args *args, struct blk_error *e)
+{
+    struct blk_open_args a = *args;
+    struct blk_node *n;
+    int err = blk_open(img_loop(), &a, &n, e);
+
+    if (err == -EAGAIN || err == -ENOMEM) {     /* locked by its user; no memory */
+        return err;
+    }
+    if (!err) {
+        take_info(r, n);
+    } else {
+        report_reason(r, VERDICT_REFUSED, "it cannot be opened: %s", e->text);
+        a.flags |= BLK_O_CHECK;
+        err = blk_open(img_loop(), &a, &n, NULL);
+    }
+    if (!err) {
+        take_contents(r, n, &a);
+    }
+    return 0;
 }
 
 static void judge_size(struct report *r, uint64_t max)
@@ -240,20 +251,24 @@ static int inspect_with(const struct inspect *a, struct blk_opts *o)
     int status = STATUS_FAILED;
 
     if (!shown || blk_read_facts(img_loop(), &args, &f, &e)) {
-        img_report_prefixed(&e, "Could not open '%s': ", shown ? shown : "");
-    } else {
-        json_object_set_new(r.o, "filename", json_string_nocheck(shown));
-        take_facts(&r, a, &f);
-        if (!args.format && !blk_opts_has(o, "driver")) {
-            args.format = f.format;
-        }
-        if (!f.elsewhere) {
-            take_image(&r, &args);
-        }
-        judge_size(&r, a->max_size);
-        status = finish(a, &r);
-        blk_facts_free(&f);
+        goto failed;
     }
+    json_object_set_new(r.o, "filename", json_string_nocheck(shown));
+    take_facts(&r, a, &f);
+    if (!args.format && !blk_opts_has(o, "driver")) {
+        args.format = f.format;
+    }
+    int err = f.elsewhere ? 0 : take_image(&r, &args, &e);
+    blk_facts_free(&f);
+    if (err) {
+        goto failed;
+    }
+    judge_size(&r, a->max_size);
+    status = finish(a, &r);
+    goto out;
+failed:
+    img_report_prefixed(&e, "Could not open '%s': ", shown ? shown : "");
+out:
     json_decref(r.o);
     free(shown);
     return status;

@@ -250,6 +250,17 @@ inspect('unless that is expected', SAFE, 'big.qcow2', '--max-size', '200T')
 inspect('a limit of our own', SUSPICIOUS, 'a.qcow2', '--max-size', '512k')
 
 # ---- what cannot be judged
+with subprocess.Popen([IO, '-f', 'qcow2', 'a.qcow2'], stdin=subprocess.PIPE,
+                      stdout=subprocess.PIPE, text=True) as writer:
+    writer.stdin.write('read 0 512\n')
+    writer.stdin.flush()
+    writer.stdout.readline()                                    # it is open
+    p = run('inspect', 'a.qcow2')
+    ok(p.returncode == FAILED and 'Failed to get' in p.stderr and not p.stdout,
+       'an image somebody writes to', p)
+    p = run('inspect', '-U', 'a.qcow2')
+    ok(p.returncode == SAFE, 'unless with -U', p)
+    writer.stdin.close()
 for why, words, text in (('no such file', ['nope'], "Could not open 'nope'"),
                          ('a directory', ['.'], 'regular file'),
                          ('a FIFO', ['fifo'], 'regular file'),

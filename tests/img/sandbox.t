@@ -48,8 +48,13 @@ same 'info of an image with a data file' info near/ext.qcow2
 same 'its check opens the data file' check near/ext.qcow2
 before=$(md5sum far/data.raw)
 "$img" check -r all near/ext.qcow2 >out 2>err
-[ $? = 1 ] && grep -q "data.raw.*Permission denied" err && [ "$(md5sum far/data.raw)" = "$before" ]
-ok $? 'a repair does not write to files of other directories that an image names'
+status=$?
+if "$img" inspect --output=json near/mid.qcow2 | grep -q '"landlock"'; then
+    [ $status = 1 ] && grep -q "data.raw.*Permission denied" err && [ "$(md5sum far/data.raw)" = "$before" ]
+    ok $? 'a repair does not write to files of other directories that an image names'
+else
+    n=$((n + 1)); echo "ok $n - a repair and files of other directories # SKIP no landlock"
+fi
 "$img" check -r all --no-sandbox near/ext.qcow2 >out 2>err
 ok $? 'unless told to'
 "$img" create -q -f qcow2 -o data_file=here.raw here.qcow2 1M
@@ -75,6 +80,6 @@ ok $? 'a file that is not there'
 "$img" info far >out 2>err
 [ $? = 1 ] && grep -q "requires 'far' to be a regular file" err
 ok $? 'a directory'
-(ulimit -d 60000; "$img" info far/top.qcow2 >out 2>err)
+(ulimit -t 50; "$img" info far/top.qcow2 >out 2>err)
 ok $? 'limits of the caller that are lower stay'
 echo "1..$n"

@@ -4,7 +4,9 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/fs.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -16,6 +18,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -29,6 +32,26 @@
 static char dir[64], image[80], other[80], fresh[80];
 static char said[1024];
 static pid_t parent;
+
+/* In a child: the calls that walls are raised with are not there. */
+static bool old_kernel;
+
+static void forget_walls(void)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_seccomp, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 444, 0, 2),        /* landlock_*() */
+        BPF_JUMP(BPF_JMP | BPF_JGT | BPF_K, 446, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog prog = { .len = BLK_ARRAY_SIZE(code), .filter = code };
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, 2, &prog)) {
+        _exit(99);
+    }
+}
 
 /* What fn makes of it behind these walls: its result is the exit status. */
 static int behind(struct walls w, int (*fn)(void))
@@ -47,6 +70,9 @@ static int behind(struct walls w, int (*fn)(void))
         dup2(pipefd[1], STDERR_FILENO);
         close(pipefd[0]);
         close(pipefd[1]);
+        if (old_kernel) {
+            forget_walls();
+        }
         walls_raise(&w);
         _exit(fn());
     }
@@ -67,11 +93,14 @@ static int stand(void)
 }
 
 /* Walls that this kernel, or a build with sanitizers, does not have are not tested. */
-static void need(unsigned wall)
+static bool have(int wall)
 {
-    if (!(behind((struct walls){ 0 }, stand) & (int)wall)) {
-        skip();
+    bool there = behind((struct walls){ 0 }, stand) & wall;
+
+    if (!there) {
+        printf("# not tested: this wall is not there\n");
     }
+    return there;
 }
 
 static int try_open(const char *path, int flags)
@@ -93,7 +122,9 @@ static void files(void **state)
     struct walls none = { 0 }, write = { .writable = true }, others = { .others = true };
     struct walls beside = { .writable = true, .others = true, .beside = true };
 
-    need(WALL_LANDLOCK);
+    if (!have(WALL_LANDLOCK)) {
+        return;
+    }
     assert_int_equal(behind(none, read_image), 0);
     assert_int_equal(behind(none, write_image), EACCES);
     assert_int_equal(behind(none, read_other), EACCES);
@@ -120,7 +151,9 @@ static void flags_of_open(void **state)
 {
     struct walls w = { .writable = true };
 
-    need(WALL_SECCOMP);
+    if (!have(WALL_SECCOMP)) {
+        return;
+    }
     assert_int_equal(behind(w, cut_image), EACCES);
     assert_int_equal(behind(w, create), EACCES);
     assert_int_equal(behind((struct walls){ 0 }, write_image), EACCES);
@@ -134,7 +167,9 @@ static int shut_and_read(void)
 
 static void nothing_after_shut(void **state)
 {
-    need(WALL_SECCOMP);
+    if (!have(WALL_SECCOMP)) {
+        return;
+    }
     assert_int_equal(behind((struct walls){ .others = true }, shut_and_read), EACCES);
 }
 
@@ -172,7 +207,9 @@ static void one_line_and_the_end(void **state)
     };
     struct walls w = { .writable = true, .others = true, .beside = true };
 
-    need(WALL_SECCOMP);
+    if (!have(WALL_SECCOMP)) {
+        return;
+    }
     for (size_t i = 0; i < BLK_ARRAY_SIZE(attempts); i++) {
         assert_int_equal(behind(w, attempts[i]), 1);
         assert_non_null(strstr(said, image));
@@ -206,7 +243,9 @@ static int soft(void)
 
 static void refused_quietly(void **state)
 {
-    need(WALL_SECCOMP);
+    if (!have(WALL_SECCOMP)) {
+        return;
+    }
     assert_int_equal(behind((struct walls){ 0 }, soft), 0);
     assert_string_equal(said, "");
 }
@@ -244,6 +283,17 @@ static void ordinary(void **state)
     assert_int_equal(behind((struct walls){ 0 }, ordinary_work), 0);
 }
 
+static void what_there_is_is_raised(void **state)
+{
+    int all = behind((struct walls){ 0 }, stand);
+
+    old_kernel = true;
+    assert_int_equal(behind((struct walls){ 0 }, stand), all & ~(WALL_LANDLOCK | WALL_SECCOMP));
+    assert_int_equal(behind((struct walls){ 0 }, read_other), 0);
+    assert_int_equal(behind((struct walls){ 0 }, shut_and_read), 0);
+    old_kernel = false;
+}
+
 static int abort_now(void)
 {
     abort();
@@ -264,7 +314,9 @@ static void memory_has_an_end(void **state)
 {
     struct walls w = { .memory_bytes = 128u << 20 };
 
-    need(WALL_MEMORY);
+    if (!have(WALL_MEMORY)) {
+        return;
+    }
     assert_int_equal(behind(w, take_memory), ENOMEM);
 }
 
@@ -315,6 +367,7 @@ int main(void)
         cmocka_unit_test(one_line_and_the_end),
         cmocka_unit_test(refused_quietly),
         cmocka_unit_test(ordinary),
+        cmocka_unit_test(what_there_is_is_raised),
         cmocka_unit_test(own_signals),
         cmocka_unit_test(memory_has_an_end),
         cmocka_unit_test(time_has_an_end),
