@@ -15,7 +15,7 @@ enum { STATUS_FAILED = 1, STATUS_CORRUPT = 2, STATUS_LEAKS = 3, STATUS_UNSUPPORT
 
 struct check {
     struct img_image image;
-    bool json, no_sandbox;
+    bool json, progress, no_sandbox;
     int fix;                    /* BLK_FIX_* */
 };
 
@@ -93,10 +93,17 @@ static void print_json(const struct blk_check *r, const char *filename, const ch
     json_decref(o);
 }
 
-static int check_once(struct blk_node *n, struct blk_check *r, int fix, struct blk_error *e)
+static int check_once(const struct check *c, struct blk_node *n, struct blk_check *r, int fix,
+                      struct blk_error *e)
 {
     *r = (struct blk_check){ .message = on_message, .progress = on_progress };
-    return blk_check(n, r, fix, e);
+    img_progress_start(c->progress && !c->image.quiet, 1.0);
+    on_progress(NULL, 0);
+    int err = blk_check(n, r, fix, e);
+    if (!err)
+        on_progress(NULL, 1);
+    img_progress_end();
+    return err;
 }
 
 /* After a repair the image is checked again; what was repaired stays counted. */
@@ -111,7 +118,7 @@ static int check_again(const struct check *c, struct blk_node *n, struct blk_che
                   "    %" PRIu64 " leaked clusters\n    %" PRIu64 " corruptions\n\n"
                   "Double checking the fixed image now...\n", leaks, corruptions);
     }
-    err = check_once(n, r, 0, e);
+    err = check_once(c, n, r, 0, e);
     r->leaks_fixed = leaks;
     r->corruptions_fixed = corruptions;
     return err;
@@ -130,7 +137,7 @@ static int check_node(const struct check *c, struct blk_node *n)
 {
     struct blk_error e = BLK_ERROR_INIT;
     struct blk_check r;
-    int err = check_once(n, &r, c->fix, &e);
+    int err = check_once(c, n, &r, c->fix, &e);
 
     if (err == -ENOTSUP) {
         img_error("This image format does not support checks");
@@ -164,9 +171,7 @@ static int check_run(void *arg)
         return STATUS_FAILED;
     }
     sandbox_shut();
-    img_progress_start(false, 1);
     status = check_node(c, n);
-    img_progress_end();
     return img_close(n) ? STATUS_FAILED : status;
 }
 
@@ -195,6 +200,7 @@ static int parse_options(struct check *c, const char **cache, int argc, char **a
         {"cache", required_argument, NULL, 'T'},
         {"repair", required_argument, NULL, 'r'},
         {"force-share", no_argument, NULL, 'U'},
+        {"progress", optional_argument, NULL, 'p'},
         {"output", required_argument, NULL, IMG_OPT_OUTPUT},
         {"object", required_argument, NULL, IMG_OPT_OBJECT},
         {"no-sandbox", no_argument, NULL, IMG_OPT_NO_SANDBOX},
@@ -202,7 +208,7 @@ static int parse_options(struct check *c, const char **cache, int argc, char **a
     };
     int ch;
 
-    while ((ch = getopt_long(argc, argv, "hf:r:T:qU", longs, NULL)) != -1) {
+    while ((ch = getopt_long(argc, argv, "hf:r:T:qUp", longs, NULL)) != -1) {
         switch (ch) {
         case 'h':
             return img_help(&img_check);
@@ -220,6 +226,11 @@ static int parse_options(struct check *c, const char **cache, int argc, char **a
             break;
         case 'r':
             if (parse_repair(c, argv[0], optarg)) {
+                return STATUS_FAILED;
+            }
+            break;
+        case 'p':
+            if (img_parse_progress(optarg, &c->progress)) {
                 return STATUS_FAILED;
             }
             break;
@@ -272,7 +283,8 @@ const struct img_command img_check = {
     .name = "check",
     .summary = "Check an image for consistency and repair it",
     .synopsis = "[-f FMT | --image-opts] [-T CACHE] [-r leaks|all] [-U]\n"
-                "        [--output human|json] [--no-sandbox] [-q] FILENAME",
+                "        [-p] [--progress=FD|json] [--output human|json] [--no-sandbox] [-q]\n"
+                "        FILENAME",
     .arguments =
         "  -q, --quiet\n     print only what was found, on standard error\n"
         "  -f, --format FMT\n     format of the image (default: found out)\n"
@@ -280,6 +292,8 @@ const struct img_command img_check = {
         "  -T, --cache MODE\n     none, writeback (default), writethrough, directsync, unsafe\n"
         "  -r, --repair leaks|all\n     repair leaked clusters, or all that can be repaired\n"
         "  -U, --force-share\n     take no locks (not together with -r)\n"
+        "  -p, --progress\n     show how far it is\n"
+        "  --progress=FD|json\n     lines of JSON about it, to file descriptor FD or standard error\n"
         "  --output human|json\n     how to print\n"
         "  --object OBJDEF\n     an object such as a secret\n"
         SANDBOX_HELP

@@ -102,6 +102,13 @@ class Images:
     def make_sparse_qcow2(self, path):
         self.peer.must("create", "-q", "-f", "qcow2", path, "64G")
 
+    def make_meta_qcow2(self, path):
+        self.peer.must("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "1T")
+
+    def make_meta4k_qcow2(self, path):
+        self.peer.must("create", "-q", "-f", "qcow2", "-o",
+                       "preallocation=metadata,cluster_size=4k", path, "64G")
+
     def to_qcow2(self, source, path, *options):
         self.peer.must("convert", "-f", "raw", "-O", "qcow2", *options, self.path(source), path)
 
@@ -296,6 +303,10 @@ def rows():
         "compare", "-f", "raw", "-F", "qcow2", i.path("random.raw"), i.path("random.qcow2")]))
     r.append(Row("check qcow2, 1 GiB random", 1.0, lambda i, o: [
         "check", "-f", "qcow2", i.path("random.qcow2")]))
+    r.append(Row("check qcow2, 1 TiB of metadata", 3.0, lambda i, o: [
+        "check", "-f", "qcow2", i.path("meta.qcow2")]))
+    r.append(Row("check qcow2, 64 GiB of metadata, 4 KiB clusters", 4.0, lambda i, o: [
+        "check", "-f", "qcow2", i.path("meta4k.qcow2")]))
     r.append(convert_row("convert 100-deep chain to raw, 256 MiB", "chain100.qcow2", "raw", 2.0))
     r.append(convert_row("convert 100-deep chain to qcow2, 256 MiB", "chain100.qcow2", "qcow2",
                          2.0))

@@ -51,6 +51,18 @@ void ck_error(struct check *k, uint64_t times, const char *fmt, ...)
     }
 }
 
+void ck_phase(struct check *k, double start, double span)
+{
+    k->phase = (struct check_phase){ start, span };
+    ck_progress(k, 0, 1);
+}
+
+void ck_progress(struct check *k, uint64_t done, uint64_t total)
+{
+    if (k->out->progress && total)
+        k->out->progress(k->out->arg, k->phase.start + k->phase.span * (double)done / (double)total);
+}
+
 /* ---- the file --------------------------------------------------------------------------- */
 
 static bool range_holds(struct check_range r, uint64_t off, uint64_t end)
@@ -60,9 +72,11 @@ static bool range_holds(struct check_range r, uint64_t off, uint64_t end)
 
 /* A table of zeros was read at off: is it part of a hole, and how long is that?
  * Asked only then, for on data the question is slow (tmpfs looks at every page). */
-static void learn_hole(struct check *k, uint64_t off)
+void ck_learn_hole(struct check *k, uint64_t off, const void *buf, uint64_t len)
 {
     struct blk_status st;
+    if (len < 512 || !blk_is_zero(buf, len) || off >= k->file_len)
+        return;
     if (range_holds(k->data, off, off + 1) || co_status(k->file, off, k->file_len - off, &st))
         return;
     struct check_range r = { off, off + st.length };
@@ -81,14 +95,15 @@ int ck_read(struct check *k, uint64_t off, void *buf, uint64_t len)
         return 0;
     }
     int r = co_read(k->file, off, buf, len);
-    if (!r && len >= 512 && blk_is_zero(buf, len))
-        learn_hole(k, off);
+    if (!r)
+        ck_learn_hole(k, off, buf, len);
     return r;
 }
 
 int ck_write(struct check *k, uint64_t off, const void *buf, uint64_t len)
 {
     k->hole = k->data = (struct check_range){ 0, 0 };
+    ck_ahead_forget(k, off, len);
     return co_write(k->file, off, buf, len, 0);
 }
 
@@ -113,12 +128,30 @@ static int ref_cluster(struct check *k, uint64_t cluster, uint64_t times)
     int r = counts_add(&k->refs, cluster, times, &now);
     if (r)
         return r;
+    k->suspect |= now > 1;
     if (now > max) {
         ck_error(k, BLK_MIN(times, now - max), "ERROR: overflow cluster offset=0x%" PRIx64,
                  cluster << k->g.cluster_bits);
         if (!k->advised)
             ck_say(k, "Use platter-img convert to create a clean copy with wider refcount entries");
         k->advised = true;
+    }
+    return 0;
+}
+
+int ck_ref_run(struct check *k, uint64_t first, uint64_t n, uint64_t times)
+{
+    while (n) {
+        uint64_t done = 0;
+        int r = times == 1 ? counts_first(&k->refs, first, n, &done) : 0;
+        if (!r && !done) {
+            r = ref_cluster(k, first, times);
+            done = 1;
+        }
+        if (r)
+            return r;
+        first += done;
+        n -= done;
     }
     return 0;
 }
@@ -135,11 +168,10 @@ int ck_ref(struct check *k, uint64_t off, uint64_t len, uint64_t times)
         return wraps ? 0 : note_beyond(k, off, len, times);
     }
     uint64_t last = (end - 1) >> k->g.cluster_bits;
-    for (uint64_t i = off >> k->g.cluster_bits; i <= last; i++) {
-        int r = ref_cluster(k, i, times);
-        if (r)
-            return r;
-    }
+    uint64_t first = off >> k->g.cluster_bits;
+    int r = ck_ref_run(k, first, last - first + 1, times);
+    if (r)
+        return r;
     if (last >= k->nb_clusters)
         k->nb_clusters = last + 1;
     return 0;
@@ -276,6 +308,7 @@ static int check_run(struct check *k, struct check_snapshots *s, struct blk_erro
     int r = ck_read_snapshots(k, s, e);
     if (!r)
         r = ck_read_reftable(k);
+    ck_phase(k, 0, 0.7);
     if (!r)
         r = count_references(k, s);
     if (!r)
@@ -284,10 +317,12 @@ static int check_run(struct check *k, struct check_snapshots *s, struct blk_erro
     if (!r)
         r = ck_count_blocks(k);
     struct blk_check before_compare = *c;
+    ck_phase(k, 0.7, 0.2);
     if (!r)
         r = ck_compare(k, 0);
     if (!r && k->fix)
         r = repair(k, s, &before_blocks, &before_compare);
+    ck_phase(k, 0.9, 0.1);
     if (!r)
         r = ck_walk_copied(k);
     if (!r && k->fix)
@@ -298,8 +333,7 @@ static int check_run(struct check *k, struct check_snapshots *s, struct blk_erro
         r = mark_clean(k);
     }
     c->image_end_offset = (k->highest + 1) << k->g.cluster_bits;
-    if (c->progress)
-        c->progress(c->arg, 1.0);
+    ck_progress(k, 1, 1);
     return r;
 }
 
@@ -338,8 +372,8 @@ static void check_free(struct check *k, struct check_snapshots *s)
 {
     for (size_t i = 0; check_counts(k, i); i++)
         counts_free(check_counts(k, i));
+    ck_ahead_free(k);
     blk_buf_free(k->table);
-    blk_buf_free(k->block);
     free(k->reftable);
     free(s->v);
     free(k);

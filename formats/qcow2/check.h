@@ -15,12 +15,20 @@
  *    beyond (near the end), so that a rebuild never hands such a cluster out.
  *  - No repair writes a guest cluster, and every repair step leaves an image
  *    that reads the same if the next step never happens.
+ *  - One fiber counts, repairs and speaks, in the order of the tables; what is done
+ *    beside it (check_ahead.h) only has tables ready for it.
+ *
+ * Memory: counters up to CHECK_MEM_BASE plus 2 bytes for each cluster that the file
+ * takes on disk (128 KiB of counters see 4 GiB of data; an image whose references need
+ * more is refused with "... need more than N bytes to count"); tables in flight,
+ * CHECK_AHEAD_BYTES; the refcount table, snapshots' names and one bitmap directory, by
+ * the caps below.  What the header claims sizes nothing.
  */
 #ifndef PLATTER_QCOW2_CHECK_H
 #define PLATTER_QCOW2_CHECK_H
 
+#include "formats/qcow2/check_ahead.h"
 #include "formats/qcow2/check_counts.h"
-#include "formats/qcow2/qcow2.h"
 #include "formats/qcow2/qcow2.h"
 
 #define CHECK_MEM_BASE      (48u << 20) /* counters, plus 2 bytes per cluster in use */
@@ -56,6 +64,11 @@ struct check_geom {
     bool data_file, extl2;
 };
 
+enum l2_type { L2_UNALLOCATED, L2_ZERO, L2_ZERO_ALLOC, L2_NORMAL, L2_COMPRESSED };
+
+/* How far it is: a phase goes from start to start + span of the whole. */
+struct check_phase { double start, span; };
+
 struct check {
     const struct qcow2 *q;              /* for its refcount width */
     struct blk_node *file;
@@ -86,7 +99,11 @@ struct check {
     uint64_t compare_errors;            /* check_errors made by comparing */
     uint64_t highest;                   /* last cluster in use */
 
-    uint8_t *table, *block;             /* a cluster each */
+    bool suspect;                       /* COPIED flags may be wrong: see ck_walk_copied() */
+    struct check_phase phase;
+    struct check_ahead *ahead;
+    uint8_t *table;                     /* a cluster: what was read last */
+    struct check_digest digest;         /* of table, if that is an L2 table */
     uint64_t run_disk[COUNTS_PAGE], run_refs[COUNTS_PAGE];
     struct check_range hole, data;      /* what the file was last known to be */
 };
@@ -97,14 +114,21 @@ struct check {
  * line as often as QEMU, which visits shared tables again and again. */
 void ck_say(struct check *k, const char *fmt, ...) BLK_PRINTF(2, 3);
 void ck_error(struct check *k, uint64_t times, const char *fmt, ...) BLK_PRINTF(3, 4);
+/* A new phase of the check, and how far it is. */
+void ck_phase(struct check *k, double start, double span);
+void ck_progress(struct check *k, uint64_t done, uint64_t total);
 /* Reads past the end give zeros. */
 int ck_read(struct check *k, uint64_t off, void *buf, uint64_t len);
 int ck_write(struct check *k, uint64_t off, const void *buf, uint64_t len);
 /* Is the range known to be zeros? (Reading zeros is how one gets to know.) */
 bool ck_is_hole(struct check *k, uint64_t off, uint64_t len);
+/* buf was read from there: if it is zeros, get to know the hole. */
+void ck_learn_hole(struct check *k, uint64_t off, const void *buf, uint64_t len);
 /* Count a reference, times over, to every cluster of a range.  A range that
  * leaves the file by a cluster or more is an error and not counted. */
 int ck_ref(struct check *k, uint64_t off, uint64_t len, uint64_t times);
+/* The same for n clusters that lie in the file. */
+int ck_ref_run(struct check *k, uint64_t first, uint64_t n, uint64_t times);
 /* References that stay when the refcount structure is built anew. */
 uint64_t ck_claims(struct check *k, uint64_t cluster);
 
@@ -137,6 +161,9 @@ bool ck_take_table(struct check *k, uint64_t bytes);
 
 /* ---- check_walk.c ---- */
 
+enum l2_type ck_l2_type(const struct check *k, uint64_t entry);
+/* Bytes of the file that a compressed cluster's entry names. */
+void ck_compressed_place(const struct check *k, uint64_t entry, uint64_t *off, uint64_t *len);
 int ck_walk_tables(struct check *k, const struct check_snapshots *s);
 /* Clear COPIED where it is wrong and dangerous, and zero the entries marked for
  * it, before refcounts change. */

@@ -252,6 +252,59 @@ int counts_add(struct counts *c, uint64_t k, uint64_t n, uint64_t *now)
     return page_put(c, p, i, value);
 }
 
+/* Bits [i, i+n) of a page of bits: set those that are clear, until one is not. */
+static unsigned page_set_bits(struct counts *c, struct counts_page *p, unsigned i, unsigned n)
+{
+    uint8_t *bits = p->data;
+    unsigned at = i, end = i + n;
+    while (at < end) {
+        bool whole = !(at % 8) && end - at >= 8 && !bits[at / 8];
+        if (!whole && bits[at / 8] >> (at % 8) & 1)
+            break;
+        bits[at / 8] |= (uint8_t)(whole ? 0xff : 1u << (at % 8));
+        at += whole ? 8 : 1;
+    }
+    p->set = (uint16_t)(p->set + (at - i));
+    if (p->set == COUNTS_PAGE) {
+        counts_release(c, p->data, kind_bytes[PAGE_BITMAP]);
+        p->data = NULL;
+        p->kind = PAGE_ONES;
+    }
+    return at - i;
+}
+
+int counts_first(struct counts *c, uint64_t k, uint64_t n, uint64_t *done)
+{
+    struct counts_page *p = page_make(c, k >> PAGE_BITS);
+    *done = 0;
+    if (!p)
+        return -ENOMEM;
+    unsigned i = (unsigned)k & (COUNTS_PAGE - 1), room = COUNTS_PAGE - i;
+    unsigned most = n < room ? (unsigned)n : room;
+    if (p->kind == PAGE_BITMAP)
+        *done = page_set_bits(c, p, i, most);
+    else if (p->kind != PAGE_ONES && !page_get(p, i))
+        *done = !page_put(c, p, i, 1);  /* as wide as it has to be already */
+    return 0;
+}
+
+bool counts_all_one(struct counts *c, uint64_t k, uint64_t n)
+{
+    while (n) {
+        const struct counts_page *p = page_find(c, k >> PAGE_BITS);
+        unsigned i = (unsigned)k & (COUNTS_PAGE - 1), room = COUNTS_PAGE - i;
+        unsigned end = i + (n < room ? (unsigned)n : room);
+        if (!p)
+            return false;
+        k += end - i;
+        n -= end - i;
+        for (; p->kind != PAGE_ONES && i < end; i++)
+            if (page_get(p, i) != 1)
+                return false;
+    }
+    return true;
+}
+
 bool counts_read(struct counts *c, uint64_t k, size_t n, uint64_t *out)
 {
     const struct counts_page *p = page_find(c, k >> PAGE_BITS);

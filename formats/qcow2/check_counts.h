@@ -37,6 +37,12 @@ int counts_set(struct counts *c, uint64_t k, uint64_t value);
 /* counter += n, at most up to UINT64_MAX; *now (may be NULL) is what it is then. */
 int counts_add(struct counts *c, uint64_t k, uint64_t n, uint64_t *now);
 
+/* Make counters 1 that are 0, from k on, up to n of them and within one page: *done, 0
+ * where the first is not 0.  0, or -ENOMEM. */
+int counts_first(struct counts *c, uint64_t k, uint64_t n, uint64_t *done);
+/* Are the n counters from k on all 1? */
+bool counts_all_one(struct counts *c, uint64_t k, uint64_t n);
+
 /* The counters [k, k+n) of one page (n <= COUNTS_PAGE - k % COUNTS_PAGE) into
  * out.  False, with out untouched, if all are zero because there is no page. */
 bool counts_read(struct counts *c, uint64_t k, size_t n, uint64_t *out);

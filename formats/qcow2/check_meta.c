@@ -84,8 +84,7 @@ int ck_geometry(struct check *k, struct blk_error *e)
 
     uint64_t at = g->version >= 3 ? be32(h + QH_HEADER_LENGTH) : QH_V2_END;
     k->table = blk_buf_alloc(g->cluster_size);
-    k->block = blk_buf_alloc(g->cluster_size);
-    if (!k->table || !k->block)
+    if (!k->table || ck_ahead_init(k))
         return -ENOMEM;
     r = ck_read(k, 0, k->table, g->cluster_size);
     uint64_t backing = be64(h + QH_BACKING_OFFSET), end = g->cluster_size;

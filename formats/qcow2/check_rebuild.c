@@ -163,15 +163,15 @@ static int write_block(struct rebuild *b, uint64_t index)
 {
     struct check *k = b->k;
     uint64_t per = 1ull << k->g.block_bits, first = index << k->g.block_bits;
-    memset(k->block, 0, k->g.cluster_size);
+    memset(k->table, 0, k->g.cluster_size);
     for (uint64_t i = 0; i < per; ) {
         uint64_t n = BLK_MIN(per - i, COUNTS_PAGE - (first + i) % COUNTS_PAGE);
         if (counts_read(&k->refs, first + i, (size_t)n, k->run_refs))
             for (uint64_t j = 0; j < n; j++)
-                qcow2_refcount_put(k->q, k->block, i + j, ck_storable(k, k->run_refs[j]));
+                qcow2_refcount_put(k->q, k->table, i + j, ck_storable(k, k->run_refs[j]));
         i += n;
     }
-    return ck_write(k, b->block[index], k->block, k->g.cluster_size);
+    return ck_write(k, b->block[index], k->table, k->g.cluster_size);
 }
 
 static int write_table(struct rebuild *b)

@@ -115,12 +115,26 @@ static int note_disk(struct check *k, uint64_t cluster, uint64_t disk, uint64_t 
     return counts_set(&k->disk, cluster, disk == UINT64_MAX ? disk : disk + 1);
 }
 
+/* Does the block have 1 for each of n clusters from its index at on? */
+static bool block_all_one(const struct check *k, const uint8_t *block, uint64_t at, size_t n)
+{
+    if (!block || k->g.refcount_order < 3 || qcow2_refcount_at(k->q, block, at) != 1)
+        return false;
+    size_t width = 1u << (k->g.refcount_order - 3);
+    const uint8_t *p = block + at * width;
+    return !memcmp(p, p + width, (n - 1) * width);
+}
+
 /* The part [first, first+n) of a block; block NULL: all refcounts are 0. */
 static int compare_run(struct check *k, uint8_t *block, uint64_t first, size_t n, int fix,
                        bool *dirty)
 {
     uint64_t *disk = k->run_disk, *refs = k->run_refs;
     uint64_t at = first & ((1ull << k->g.block_bits) - 1);
+    if (block_all_one(k, block, at, n) && counts_all_one(&k->refs, first, n)) {
+        k->highest = first + n - 1;
+        return 0;
+    }
     for (size_t i = 0; i < n; i++)
         disk[i] = block ? qcow2_refcount_at(k->q, block, at + i) : 0;
     if (!counts_read(&k->refs, first, n, refs))
@@ -164,8 +178,8 @@ static int compare_block(struct check *k, uint64_t off, uint64_t first, uint64_t
     }
     if (off && ck_is_hole(k, off, k->g.cluster_size))
         off = 0;
-    uint8_t *block = off ? k->block : NULL;
-    int r = off ? ck_read(k, off, block, k->g.cluster_size) : 0;
+    int r = off ? ck_take(k, off, false) : 0;
+    uint8_t *block = off ? k->table : NULL;
     if (r)
         return r;
     while (first < end && !r) {
@@ -205,13 +219,28 @@ static uint64_t next_block(struct check *k, uint64_t i)
     return i < k->reftable_entries ? BLK_MIN(i, by_refs) : by_refs;
 }
 
+/* Start reading the blocks that come next, from index *next on. */
+static void read_ahead(struct check *k, uint64_t *next, uint64_t blocks)
+{
+    while (*next < blocks && ck_ahead_room(k)) {
+        uint64_t off;
+        if (!block_offset(k, *next, &off) && off && off < k->file_len)
+            ck_ahead_add(k, off, false);
+        *next = next_block(k, *next + 1);
+    }
+}
+
 int ck_compare(struct check *k, int fix)
 {
     uint64_t blocks = ((k->nb_clusters - 1) >> k->g.block_bits) + 1;
     k->highest = 0;
     k->shared = 0;
-    for (uint64_t i = next_block(k, 0); i < blocks; i = next_block(k, i + 1)) {
+    uint64_t next = next_block(k, 0);
+    for (uint64_t i = next; i < blocks; i = next_block(k, i + 1)) {
         uint64_t first = i << k->g.block_bits, off;
+        next = BLK_MAX(next, i);
+        read_ahead(k, &next, blocks);
+        ck_progress(k, i, blocks);
         uint64_t end = BLK_MIN(first + (1ull << k->g.block_bits), k->nb_clusters);
         int r = block_offset(k, i, &off);
         if (!r)

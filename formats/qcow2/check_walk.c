@@ -3,7 +3,8 @@
  *
  * An L2 table is looked into once however many L1 entries share it, its findings
  * counting once per entry; so a hostile image cannot make us read one table a
- * million times.  A first walk over the L1 tables finds out who shares.
+ * million times.  A first walk over the L1 tables finds out who shares.  A table in
+ * which nothing is to be said is counted by its digest (check_ahead.h).
  */
 #include "formats/qcow2/check.h"
 
@@ -15,28 +16,68 @@
 
 typedef int (*l1_fn)(struct check *k, uint64_t index, uint64_t entry, bool active);
 
+/* A walk over an L1 table of so many entries; tables: fn looks into L2 tables. */
+struct l1_walk {
+    uint64_t off;
+    uint32_t entries;
+    bool active, tables;
+    l1_fn fn;
+};
+
+static bool l2_usable(struct check *k, uint64_t off)
+{
+    return !(off & (k->g.cluster_size - 1)) && off < k->file_len;
+}
+
+/* Start reading the L2 tables that the entries of an L1 table name, from *next on. */
+static void read_ahead(struct check *k, const uint8_t *chunk, uint64_t len, uint64_t *next)
+{
+    for (; *next < len && ck_ahead_room(k); *next += 8) {
+        uint64_t off = be64(chunk + *next) & QCOW2_OFFSET_MASK;
+        if (off && l2_usable(k, off) && !counts_get(&k->seen, off >> k->g.cluster_bits))
+            ck_ahead_add(k, off, true);
+    }
+}
+
+/* A part of an L1 table: fn for each entry that is not zero. */
+static int walk_chunk(struct check *k, const struct l1_walk *w, const uint8_t *chunk, uint64_t at,
+                      uint64_t len)
+{
+    uint64_t next = 0;
+    int r = 0;
+    for (uint64_t i = 0; i < len && !r; i += 8) {
+        if (!be64(chunk + i))
+            continue;
+        if (w->tables) {
+            next = BLK_MAX(next, i);
+            read_ahead(k, chunk, len, &next);
+            if (w->active)
+                ck_progress(k, (at + i) / 8, w->entries);
+        }
+        r = w->fn(k, (at + i) / 8, be64(chunk + i), w->active);
+    }
+    return r;
+}
+
 /* Calls fn for each entry of an L1 table that is not zero. */
-static int walk_l1(struct check *k, uint64_t off, uint32_t entries, bool active, l1_fn fn)
+static int walk_l1(struct check *k, const struct l1_walk *w)
 {
     uint8_t *chunk = malloc(CHECK_CHUNK);
     if (!chunk)
         return -ENOMEM;
     int r = 0;
-    uint64_t bytes = (uint64_t)entries * 8;
+    uint64_t bytes = (uint64_t)w->entries * 8;
     for (uint64_t at = 0; at < bytes && !r; at += CHECK_CHUNK) {
         uint64_t len = BLK_MIN(bytes - at, CHECK_CHUNK);
-        if (ck_is_hole(k, off + at, len))
+        if (ck_is_hole(k, w->off + at, len))
             continue;
-        r = ck_read(k, off + at, chunk, len);
+        r = ck_read(k, w->off + at, chunk, len);
         if (r) {
             ck_say(k, "ERROR: I/O error in check_refcounts_l1");
             k->out->check_errors++;
+        } else {
+            r = walk_chunk(k, w, chunk, at, len);
         }
-        for (uint64_t i = 0; i < len && !r; i += 8)
-            if (be64(chunk + i))
-                r = fn(k, (at + i) / 8, be64(chunk + i), active);
-        if (active && k->out->progress)
-            k->out->progress(k->out->arg, 0.8 * (double)(at + len) / (double)bytes);
     }
     free(chunk);
     return r;
@@ -48,12 +89,22 @@ static bool snapshot_usable(struct check *k, const struct check_snapshot *s)
            !s->skip;
 }
 
-static int walk_snapshots(struct check *k, const struct check_snapshots *s, l1_fn fn)
+static int walk_active(struct check *k, bool tables, l1_fn fn)
+{
+    return walk_l1(k, &(struct l1_walk){ k->g.l1_offset, k->g.l1_size, true, tables, fn });
+}
+
+static int walk_snapshot(struct check *k, const struct check_snapshot *s, bool tables, l1_fn fn)
+{
+    return walk_l1(k, &(struct l1_walk){ s->l1_offset, s->l1_size, false, tables, fn });
+}
+
+static int walk_snapshots(struct check *k, const struct check_snapshots *s, bool tables, l1_fn fn)
 {
     for (uint32_t i = 0; i < s->n; i++) {
         if (!snapshot_usable(k, &s->v[i]))
             continue;
-        int r = walk_l1(k, s->v[i].l1_offset, s->v[i].l1_size, false, fn);
+        int r = walk_snapshot(k, &s->v[i], tables, fn);
         if (r)
             return r;
     }
@@ -61,11 +112,6 @@ static int walk_snapshots(struct check *k, const struct check_snapshots *s, l1_f
 }
 
 /* ---- who shares L2 tables ----------------------------------------------------------- */
-
-static bool l2_usable(struct check *k, uint64_t off)
-{
-    return !(off & (k->g.cluster_size - 1)) && off < k->file_len;
-}
 
 static int note_shared(struct check *k, uint64_t index, uint64_t entry, bool active)
 {
@@ -79,8 +125,6 @@ static int note_shared(struct check *k, uint64_t index, uint64_t entry, bool act
 }
 
 /* ---- L2 entries ---------------------------------------------------------------------- */
-
-enum l2_type { L2_UNALLOCATED, L2_ZERO, L2_ZERO_ALLOC, L2_NORMAL, L2_COMPRESSED };
 
 struct l2_view {
     uint64_t off;               /* of the table */
@@ -98,7 +142,7 @@ static struct l2_view l2_view(struct check *k, uint64_t off)
     };
 }
 
-static enum l2_type l2_type(const struct check *k, uint64_t entry)
+enum l2_type ck_l2_type(const struct check *k, uint64_t entry)
 {
     uint64_t off = entry & QCOW2_OFFSET_MASK;
     if (entry & QCOW2_COMPRESSED)
@@ -114,14 +158,27 @@ static uint64_t l2_bitmap(const struct check *k, const uint8_t *entry)
     return k->g.extl2 ? be64(entry + 8) : 0;
 }
 
+static unsigned compressed_size_shift(const struct check *k)
+{
+    return 62 - (k->g.cluster_bits - 8);
+}
+
+void ck_compressed_place(const struct check *k, uint64_t entry, uint64_t *off, uint64_t *len)
+{
+    unsigned shift = compressed_size_shift(k);
+    *off = entry & ((1ull << shift) - 1);
+    uint64_t sectors = ((entry & ~(QCOW2_COMPRESSED | QCOW2_COPIED)) >> shift) + 1;
+    *len = sectors * 512 - (*off & 511);
+}
+
 static int check_compressed(struct check *k, const struct l2_view *v, unsigned i, uint64_t entry,
                             uint64_t bitmap)
 {
-    unsigned csize_shift = 62 - (k->g.cluster_bits - 8);
-    uint64_t off_mask = (1ull << csize_shift) - 1;
+    uint64_t off, len;
+    ck_compressed_place(k, entry, &off, &len);
     if (entry & QCOW2_COPIED) {
         ck_error(k, v->times, "ERROR: coffset=0x%" PRIx64 ": copied flag must never be set for "
-                 "compressed clusters", entry & off_mask);
+                 "compressed clusters", off);
         entry &= ~QCOW2_COPIED;
     }
     if (k->g.data_file) {
@@ -134,12 +191,10 @@ static int check_compressed(struct check *k, const struct l2_view *v, unsigned i
                  "bitmap, entry=0x%" PRIx64, i, entry);
         return 0;
     }
-    uint64_t off = entry & off_mask;
-    uint64_t sectors = ((entry & ~QCOW2_COMPRESSED) >> csize_shift) + 1;
     k->out->allocated_clusters += v->active;
     k->out->compressed_clusters += v->active;
     k->out->fragmented_clusters += v->active;
-    return ck_ref(k, off, sectors * 512 - (off & 511), v->times);
+    return ck_ref(k, off, len, v->times);
 }
 
 /* An allocated cluster that is not aligned.  True: it is dealt with. */
@@ -167,7 +222,7 @@ static bool check_unaligned(struct check *k, const struct l2_view *v, uint64_t o
 /* Zero clusters that name an unaligned place lose the place. */
 static bool wants_zeroing(const struct check *k, uint64_t entry, uint64_t bitmap)
 {
-    enum l2_type type = l2_type(k, entry);
+    enum l2_type type = ck_l2_type(k, entry);
     bool has_data = k->g.extl2 ? (uint32_t)bitmap != 0 : type == L2_NORMAL;
     return (type == L2_NORMAL || type == L2_ZERO_ALLOC) && !has_data &&
            (entry & QCOW2_OFFSET_MASK & (k->g.cluster_size - 1));
@@ -190,23 +245,40 @@ static int check_standard(struct check *k, const struct l2_view *v, uint64_t ent
     return k->g.data_file ? 0 : ck_ref(k, off, k->g.cluster_size, v->times);
 }
 
+/* A table in which there is nothing to say but what its clusters' counters do. */
+static int check_digested(struct check *k, const struct l2_view *v)
+{
+    const struct check_digest *d = &k->digest;
+    int r = 0;
+    k->suspect |= d->bare;
+    k->out->allocated_clusters += d->allocated * v->active;
+    k->out->fragmented_clusters += d->fragmented * v->active;
+    k->out->compressed_clusters += d->compressed * v->active;
+    for (uint32_t i = 0; i < d->nruns && !r; i++)
+        r = ck_ref_run(k, d->run[i].first, d->run[i].n, v->times);
+    return r;
+}
+
 static int check_l2(struct check *k, const struct l2_view *v)
 {
     if (ck_is_hole(k, v->off, k->g.cluster_size))
         return 0;
-    int r = ck_read(k, v->off, k->table, k->g.cluster_size);
+    int r = ck_take(k, v->off, true);
     if (r) {
         ck_say(k, "ERROR: I/O error in check_refcounts_l2");
         k->out->check_errors++;
         return r;
     }
+    if (!k->digest.odd)
+        return check_digested(k, v);
+    k->suspect = true;
     uint64_t next = 0;
     for (unsigned i = 0; i < v->entries && !r; i++) {
         const uint8_t *at = k->table + i * v->width;
         uint64_t entry = be64(at), bitmap = l2_bitmap(k, at);
         if (!(entry | bitmap))
             continue;
-        enum l2_type type = l2_type(k, entry);
+        enum l2_type type = ck_l2_type(k, entry);
         if (type != L2_COMPRESSED && (entry & QCOW2_L2_RESERVED))
             ck_error(k, v->times, "ERROR found l2 entry with reserved bits set: %" PRIx64, entry);
         if (type == L2_COMPRESSED)
@@ -251,13 +323,14 @@ int ck_walk_tables(struct check *k, const struct check_snapshots *s)
     counts_free(&k->l2_active);
     counts_free(&k->seen);
     k->stray = 0;
-    int r = walk_l1(k, k->g.l1_offset, k->g.l1_size, true, note_shared);
+    k->suspect = false;
+    int r = walk_active(k, false, note_shared);
     if (!r)
-        r = walk_snapshots(k, s, note_shared);
+        r = walk_snapshots(k, s, false, note_shared);
     if (!r)
         r = ck_ref(k, k->g.l1_offset, (uint64_t)k->g.l1_size * 8, 1);
     if (!r)
-        r = walk_l1(k, k->g.l1_offset, k->g.l1_size, true, check_l1_entry);
+        r = walk_active(k, true, check_l1_entry);
     if (!r && k->g.data_file && s->n)
         ck_error(k, 1, "ERROR %u snapshots in image with data file", s->n);
     for (uint32_t i = 0; i < s->n && !r; i++) {
@@ -274,7 +347,7 @@ int ck_walk_tables(struct check *k, const struct check_snapshots *s)
         } else {
             r = ck_ref(k, sn->l1_offset, (uint64_t)sn->l1_size * 8, 1);
             if (!r)
-                r = walk_l1(k, sn->l1_offset, sn->l1_size, false, check_l1_entry);
+                r = walk_snapshot(k, sn, true, check_l1_entry);
         }
     }
     return r;
@@ -354,10 +427,13 @@ static bool copied_differs(struct check *k, const char *what, uint64_t entry, ui
 }
 
 /* The usual case, quickly: referenced once, so on disk, and flagged so. */
-static bool copied_plainly_right(struct check *k, uint64_t entry, uint64_t cluster)
+static bool copied_plainly_right(struct check *k)
 {
-    return entry & QCOW2_COPIED && counts_empty(&k->disk) && cluster < k->nb_clusters &&
-           counts_get(&k->refs, cluster) == 1;
+    const struct check_digest *d = &k->digest;
+    bool right = !d->odd && !d->bare && counts_empty(&k->disk);
+    for (uint32_t i = 0; i < d->nruns && right; i++)
+        right = d->run[i].compressed || counts_all_one(&k->refs, d->run[i].first, d->run[i].n);
+    return right;
 }
 
 /* All data entries of an L2 table. */
@@ -365,23 +441,23 @@ static int copied_l2(struct check *k, const struct l2_view *v)
 {
     if (ck_is_hole(k, v->off, k->g.cluster_size))
         return 0;
-    int r = ck_read(k, v->off, k->table, k->g.cluster_size);
+    int r = ck_take(k, v->off, true);
     if (r) {
         ck_say(k, "ERROR: Could not read L2 table: %s", strerror(-r));
         k->out->check_errors++;
         return r;
     }
+    if (k->g.data_file || copied_plainly_right(k))
+        return 0;
     bool dirty = false;
     uint64_t fixed = k->out->corruptions_fixed;
     for (unsigned i = 0; i < v->entries; i++) {
         uint8_t *at = k->table + i * v->width;
         uint64_t entry = be64(at), right;
-        enum l2_type type = l2_type(k, entry);
-        if (k->g.data_file || (type != L2_NORMAL && type != L2_ZERO_ALLOC))
+        enum l2_type type = ck_l2_type(k, entry);
+        if (type != L2_NORMAL && type != L2_ZERO_ALLOC)
             continue;
         uint64_t cluster = (entry & QCOW2_OFFSET_MASK) >> k->g.cluster_bits;
-        if (copied_plainly_right(k, entry, cluster))
-            continue;
         if (copied_differs(k, "data cluster: l2_entry=", entry, cluster, v->active, &right)) {
             put_be64(at, right);
             dirty = true;
@@ -393,6 +469,13 @@ static int copied_l2(struct check *k, const struct l2_view *v)
         k->out->corruptions_fixed = fixed;
     }
     return r == -EEXIST ? 0 : r;
+}
+
+/* Are there L2 tables that may hold a wrong flag?  Not if every data entry has it set,
+ * and every cluster is in use once, and counted so. */
+static bool copied_to_see(const struct check *k)
+{
+    return k->suspect || !counts_empty(&k->disk);
 }
 
 static int copied_l1_entry(struct check *k, uint64_t index, uint64_t entry, bool active)
@@ -409,6 +492,8 @@ static int copied_l1_entry(struct check *k, uint64_t index, uint64_t entry, bool
         k->out->corruptions += r != 0;
         k->out->corruptions_fixed -= r != 0;
     }
+    if (!copied_to_see(k))
+        return 0;
     if (off & (k->g.cluster_size - 1) && k->stray++ < CHECK_MAX_STRAY) {
         struct l2_view stray = l2_view(k, off);
         stray.times = stray.active = 1;
@@ -430,7 +515,7 @@ int ck_walk_copied(struct check *k)
     const struct blk_check *c = k->out;
     k->fix_copied = k->fix & BLK_FIX_ERRORS ||
                     (k->fix && !c->check_errors && !c->corruptions && !c->leaks);
-    return walk_l1(k, k->g.l1_offset, k->g.l1_size, true, copied_l1_entry);
+    return walk_active(k, copied_to_see(k), copied_l1_entry);
 }
 
 /* ---- before refcounts change ------------------------------------------------------------- */
@@ -451,14 +536,14 @@ static int before_l2(struct check *k, const struct l2_view *v)
 {
     if (ck_is_hole(k, v->off, k->g.cluster_size))
         return 0;
-    int r = ck_read(k, v->off, k->table, k->g.cluster_size);
+    int r = ck_take(k, v->off, true);
     if (r)
         return r;
     uint64_t cleared = 0, zeroed = 0;
     for (unsigned i = 0; i < v->entries; i++) {
         uint8_t *at = k->table + i * v->width;
         uint64_t entry = be64(at);
-        enum l2_type type = l2_type(k, entry);
+        enum l2_type type = ck_l2_type(k, entry);
         if (k->zeroed && wants_zeroing(k, entry, l2_bitmap(k, at))) {
             zero_entry(k, at);
             zeroed++;
@@ -511,6 +596,6 @@ static int before_l1_entry(struct check *k, uint64_t index, uint64_t entry, bool
 int ck_walk_before_repair(struct check *k, const struct check_snapshots *s)
 {
     counts_free(&k->seen);
-    int r = walk_l1(k, k->g.l1_offset, k->g.l1_size, true, before_l1_entry);
-    return r ? r : walk_snapshots(k, s, before_l1_entry);
+    int r = walk_active(k, true, before_l1_entry);
+    return r ? r : walk_snapshots(k, s, true, before_l1_entry);
 }

@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -110,6 +111,15 @@ p = run('compare', '--progress=77', 'one.raw', 'two.raw', status=2)
 ok('77 is not open for writing' in p.stderr, '--progress: a descriptor that is not open', p)
 p = run('compare', '--progress=x', 'one.raw', 'two.raw', status=2)
 ok("expects 'json' or the number" in p.stderr, '--progress: nonsense', p)
+run('create', '-q', '-f', 'qcow2', '-o', 'preallocation=metadata,cluster_size=4k', 'meta.qcow2', '2G')
+p = run('check', '-p', 'meta.qcow2')
+r = [float(x) for x in re.findall(r'\((\S+)/100%\)', p.stdout)]
+ok(len(r) > 50 and r == sorted(r) and r[0] == 0 and r[-1] == 100 and
+   max(b - a for a, b in zip(r, r[1:])) < 11, 'check -p: steadily from 0 to 100', r)
+p = run('check', '--output=json', '--progress=json', 'meta.qcow2')
+r = lines(p.stderr)
+ok(r[0]['percent'] == 0 and r[-1]['percent'] == 100 and
+   json.loads(p.stdout)['allocated-clusters'] == 524288, 'check --progress=json', p)
 read_end, write_end = os.pipe()
 os.close(read_end)
 p = run('convert', '--progress=%d' % write_end, 'one.raw', 'd.raw', pass_fds=[write_end])

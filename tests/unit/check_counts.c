@@ -43,6 +43,39 @@ static void compare_with_model(void)
     }
 }
 
+/* Runs of ones, into pages of all kinds, stop at the first counter that is not zero. */
+static void runs_of_ones_stop_at_what_is_counted(void **state)
+{
+    unsigned seed = 3;
+    memset(model, 0, sizeof(model));
+    for (int i = 0; i < 6000; i++) {
+        uint64_t k = (uint64_t)rand_r(&seed) % MODEL, n = (uint64_t)rand_r(&seed) % (i % 9 ? 40 : 5000);
+        uint64_t done = 9, want = 0;
+        n = n < MODEL - k ? n + 1 : MODEL - k;
+        uint64_t room = COUNTS_PAGE - k % COUNTS_PAGE;
+        while (want < n && want < room && !model[k + want])
+            want++;
+        assert_int_equal(counts_first(&c, k, n, &done), 0);
+        assert_true(done <= want && (done || !want));
+        for (uint64_t j = 0; j < done; j++)
+            model[k + j] = 1;
+        bool ones = true;
+        for (uint64_t j = 0; j < n; j++)
+            ones = ones && model[k + j] == 1;
+        assert_true(counts_all_one(&c, k, n) == ones);
+        if (i % 3)
+            continue;
+        uint64_t v = i % 400 ? 0 : i % 800 ? 2 : 1000;
+        assert_int_equal(counts_set(&c, k, v), 0);
+        model[k] = v;
+    }
+    compare_with_model();
+    counts_free(&c);
+    uint64_t done;
+    assert_int_equal(counts_first(&c, 5, 2 * COUNTS_PAGE, &done), 0);
+    assert_true(done == COUNTS_PAGE - 5 && !counts_all_one(&c, 4, 2) && counts_all_one(&c, 5, done));
+}
+
 static void random_changes_match_a_plain_array(void **state)
 {
     static const uint64_t steps[] = { 1, 1, 1, 2, 100, 255, 256, 1ull << 40 };
@@ -125,6 +158,7 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
+        T(runs_of_ones_stop_at_what_is_counted),
         T(random_changes_match_a_plain_array), T(full_pages_of_ones_cost_nothing),
         T(counters_far_apart), T(an_addition_stops_at_the_top), T(past_the_budget_is_refused),
     };
