@@ -184,8 +184,6 @@ static int check_options(const struct args *a)
         img_error("--resume needs a target cache mode that flushes, not '%s'", a->cache);
     } else if (a->journal && !a->resume) {
         img_error("--journal requires --resume");
-    } else if (a->resume && a->bitmaps) {
-        img_error("--resume cannot copy bitmaps");
     } else if (a->resume && a->target_image_opts) {
         img_error("--resume needs the target's name, not --target-image-opts");
     } else {
@@ -379,16 +377,50 @@ static bool has_bitmap(struct blk_node *n, const char *name)
     return blk_bitmap_at(n, i, &b);
 }
 
+static size_t count_bitmaps(struct blk_node *n)
+{
+    struct blk_bitmap b;
+    size_t count = 0;
+
+    while (blk_bitmap_at(n, count, &b)) {
+        count++;
+    }
+    return count;
+}
+
+/* Before anything is copied by a convert that can go on: a bitmap in the target that has
+ * a name of the source's is in the way at first; later it is a copy that an earlier run
+ * made and does not go by what is copied again. */
+static int clear_way_for_bitmaps(struct args *a)
+{
+    struct blk_node *src = a->c.src[0].node;
+    size_t count = count_bitmaps(src);
+    struct blk_error e = BLK_ERROR_INIT;
+    struct blk_bitmap b;
+    int err = 0;
+
+    for (size_t i = 0; i < count && !err && blk_bitmap_at(src, i, &b); i++) {
+        if (b.inconsistent || !has_bitmap(a->c.dst, b.name)) {
+            continue;
+        } else if (!journal_resumes(a->c.journal)) {
+            err = copy_bitmap(src, a->c.dst, &b);       /* says why that cannot be */
+        } else {
+            err = blk_bitmap_change(a->c.dst, BLK_BITMAP_REMOVE, b.name, 0, &e);
+        }
+    }
+    if (e.err) {
+        img_report(&e);
+    }
+    return err;
+}
+
 static int copy_bitmaps(struct args *a)
 {
     struct blk_node *src = a->c.src[0].node;
+    size_t count = count_bitmaps(src);
     struct blk_bitmap b;
-    size_t count = 0;
     int err = 0;
 
-    while (blk_bitmap_at(src, count, &b)) {
-        count++;
-    }
     for (size_t i = count; i-- && !err && blk_bitmap_at(src, i, &b);) {
         if (b.inconsistent) {
             img_warning("Skipping inconsistent bitmap '%s'", b.name);
@@ -491,12 +523,13 @@ static json_t *identity(const struct args *a)
     for (size_t i = 0; i < a->c.nsrc; i++) {
         json_array_append_new(sources, journal_describe(a->c.src[i].node));
     }
-    return json_pack("{s:o, s:s*, s:s, s:s*, s:s*, s:s*, s:s*, s:b, s:b, s:b, s:b, s:i}",
+    return json_pack("{s:o, s:s*, s:s, s:s*, s:s*, s:s*, s:s*, s:b, s:b, s:b, s:b, s:i, s:b, s:b}",
                      "sources", sources, "snapshot", a->snapshot, "target", t->filename,
                      "format", t->format, "options", t->options, "backing", t->backing,
                      "backing-format", t->backing_format, "no-create", a->no_create,
                      "target-is-zero", a->target_is_zero, "compress", a->c.compress,
-                     "salvage", a->c.salvage, "sparse", (int)a->c.sparse);
+                     "salvage", a->c.salvage, "sparse", (int)a->c.sparse,
+                     "bitmaps", a->bitmaps, "skip-broken-bitmaps", a->skip_broken);
 }
 
 static int open_journal(struct args *a)
@@ -614,8 +647,15 @@ static int convert_images(struct args *a)
     if (ret == 0) {
         ret = convert_target_measure(&a->target, &a->c, !a->no_create, a->target_is_zero);
     }
+    bool goes_on = a->c.journal && journal_resumes(a->c.journal);
+    if (ret == 0 && a->c.journal && a->bitmaps && !goes_on) {
+        ret = clear_way_for_bitmaps(a);
+    }
     if (ret == 0) {
         ret = begin(a);
+    }
+    if (ret == 0 && a->bitmaps && goes_on) {
+        ret = clear_way_for_bitmaps(a);
     }
     if (ret == 0) {
         ret = convert_copy(&a->c);
@@ -752,7 +792,7 @@ const struct img_command img_convert = {
         "  --target-is-zero\n     with -n: the target is known to read as zeros\n"
         "  -S, --sparse-size SPARSE_SIZE\n"
         "     leave zeros of at least this length unwritten (4k); 0 writes everything\n"
-        "  --bitmaps\n     also copy persistent bitmaps (images that have some: not supported yet)\n"
+        "  --bitmaps\n     also copy persistent bitmaps\n"
         "  --skip-broken-bitmaps\n     with --bitmaps: skip those that are inconsistent\n"
         "  -U, --force-share\n     open images in shared mode for concurrent access\n"
         "  -r, --rate RATE\n     limit writing to RATE bytes a second\n"

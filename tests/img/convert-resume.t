@@ -112,6 +112,91 @@ resumes('an existing qcow2', 'qcow2', 'src.raw', ['-n'],
         lambda t: junk(t, ['qcow2', '-o', 'cluster_size=16k']))
 resumes('an existing raw image', 'raw', 'src.raw', ['-n'], lambda t: junk(t, ['raw']))
 
+# ---- with bitmaps ---------------------------------------------------------------------
+
+
+def bitmaps_of(name):
+    info = json.loads(run('info', '-U', '--output=json', name, program=QEMU_IMG).stdout)
+    found = info['format-specific']['data'].get('bitmaps', [])
+    return sorted((b['name'], b['granularity'], tuple(b['flags'])) for b in found)
+
+
+def dirty_of(name, bitmap):
+    """What a bitmap says: the map of the disk as a backup would see it."""
+    uri = 'nbd+unix:///?socket=nbd.sock'
+    p = subprocess.Popen([QEMU_IMG.replace('qemu-img', 'qemu-nbd'), '-r', '-t', '-k',
+                          os.path.abspath('nbd.sock'), '-f', 'qcow2', '-B', bitmap, name])
+    while not os.path.exists('nbd.sock'):
+        time.sleep(0.01)
+    out = run('map', '--output=json', '--image-opts', 'driver=nbd,server.type=unix,server.path='
+              + os.path.abspath('nbd.sock') + ',x-dirty-bitmap=qemu:dirty-bitmap:' + bitmap,
+              program=QEMU_IMG)
+    p.terminate()
+    p.wait()
+    if os.path.exists('nbd.sock'):
+        os.unlink('nbd.sock')
+    runs = []
+    for x in json.loads(out.stdout):        # as runs of dirty or clean
+        if runs and runs[-1][1] == x['data']:
+            runs[-1][0] += x['length']
+        else:
+            runs.append([x['length'], x['data']])
+    return runs
+
+
+shutil.copy('src.qcow2', 'maps.qcow2')
+for name, granularity in (('fine', '4k'), ('coarse', '1M'), ('stopped', '64k')):
+    run('bitmap', '--add', '-g', granularity, 'maps.qcow2', name, program=QEMU_IMG)
+    f = [word for _ in range(12) for word in
+         ('-c', 'write -P 77 %dk 5k' % (rnd.randrange(24 * 1024 // 8) * 8))]
+    run(*f, 'maps.qcow2', program=QEMU_IMG.replace('qemu-img', 'qemu-io'))
+run('bitmap', '--disable', 'maps.qcow2', 'stopped', program=QEMU_IMG)
+have = bitmaps_of('maps.qcow2')
+says = {b[0]: dirty_of('maps.qcow2', b[0]) for b in have}
+plain, want = want, run('digest', 'maps.qcow2').stdout.split()[0]
+
+
+def right_bitmaps(name, what):
+    ok(bitmaps_of(name) == have, what + ': the bitmaps are there', bitmaps_of(name), have)
+    ok({b: dirty_of(name, b) for b in says} == says, what + ': and say what they said')
+
+
+resumes('with bitmaps', 'qcow2', 'maps.qcow2', ['--bitmaps', '-m', '3'])
+right_bitmaps('target.img', 'killed while data is copied')
+resumes('with bitmaps, an existing qcow2', 'qcow2', 'maps.qcow2', ['--bitmaps', '-n'],
+        lambda t: junk(t, ['qcow2', '-o', 'cluster_size=16k']), kills=5)
+right_bitmaps('target.img', 'killed, an existing qcow2')
+
+# Killed when the bitmaps were stored, and the journal not yet removed: going on means
+# that data is copied under bitmaps that record.
+for f in ('target.img', 'target.img.journal'):
+    if os.path.exists(f):
+        os.unlink(f)
+p = subprocess.Popen([IMG, 'convert', '--resume', '--checkpoint', '1M', '--bitmaps', '-r', '30M', '-m', '1',
+                      '--progress=json', '-O', 'qcow2', 'maps.qcow2', 'target.img'],
+                     stderr=subprocess.PIPE, text=True)
+for line in p.stderr:
+    if json.loads(line)['done'] >= 12 * MiB:
+        break
+shutil.copy('target.img.journal', 'early.journal')
+p.communicate()
+shutil.copy('early.journal', 'target.img.journal')
+ok(bitmaps_of('target.img') == have, 'a run that was done but for its journal')
+run('convert', '--resume', '--bitmaps', '-O', 'qcow2', 'maps.qcow2', 'target.img')
+right_bitmaps('target.img', 'resumed where all was there')
+ok(clean('target.img') and run('digest', 'target.img').stdout.split()[0] == want,
+   'resumed where all was there: the right image')
+
+# A bitmap of the user's own is never taken for a copy.
+junk('own.qcow2', ['qcow2'])
+run('bitmap', '--add', 'own.qcow2', 'fine', program=QEMU_IMG)
+before = open('own.qcow2', 'rb').read()
+for _ in range(2):
+    p = run('convert', '--resume', '--bitmaps', '-n', '-O', 'qcow2', 'maps.qcow2', 'own.qcow2', status=1)
+ok('fine' in p.stderr and open('own.qcow2', 'rb').read() == before and
+   not os.path.exists('own.qcow2.journal'), 'a bitmap of that name in the target: refused at once', p)
+want = plain
+
 # ---- what it refuses ------------------------------------------------------------------
 
 
