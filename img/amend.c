@@ -15,7 +15,8 @@
 struct amend {
     struct img_image image;
     char *options;              /* all -o, joined */
-    bool progress, force;
+    bool progress, force, json;
+    json_t *result;             /* what was changed, for --output=json */
 };
 
 static int print_help(const char *format)
@@ -58,7 +59,7 @@ static void on_progress(void *arg, double fraction)
     img_progress_set((uint64_t)(fraction * PROGRESS_UNITS), PROGRESS_UNITS, false);
 }
 
-static int amend_image(const struct amend *a, struct blk_node *n)
+static int amend_image(struct amend *a, struct blk_node *n)
 {
     const char *format = blk_format_name(n);
     struct blk_amend how = { .force = a->force, .progress = on_progress };
@@ -80,6 +81,10 @@ static int amend_image(const struct amend *a, struct blk_node *n)
         img_progress_set(PROGRESS_UNITS, PROGRESS_UNITS, false);
         if (err) {
             img_report(&e);
+        } else if (a->json) {
+            a->result = json_pack("{s:s, s:s, s:o}", "filename", a->image.filename, "format",
+                                  format, "options",
+                                  img_options_json(o, blk_amend_options(format)));
         }
         img_progress_end();
     }
@@ -89,7 +94,7 @@ static int amend_image(const struct amend *a, struct blk_node *n)
 
 static int amend_run(void *arg)
 {
-    const struct amend *a = arg;
+    struct amend *a = arg;
     struct blk_node *n = img_open(&a->image);
 
     if (!n) {
@@ -97,7 +102,11 @@ static int amend_run(void *arg)
     }
     int err = amend_image(a, n);
     int close_err = img_close(n);
-    return err || close_err ? 1 : 0;
+    if (err || close_err || !a->json || img_options_want_help(a->options)) {
+        json_decref(a->result);
+        return err || close_err ? 1 : 0;
+    }
+    return img_json_result(a->result);
 }
 
 /* -1: go on; otherwise the exit status. */
@@ -107,7 +116,8 @@ static int parse_options(struct amend *a, int argc, char **argv)
     static const struct option longs[] = {
         {"help", no_argument, NULL, 'h'},
         {"quiet", no_argument, NULL, 'q'},
-        {"progress", no_argument, NULL, 'p'},
+        {"progress", optional_argument, NULL, 'p'},
+        {"output", required_argument, NULL, IMG_OPT_OUTPUT},
         {"object", required_argument, NULL, IMG_OPT_OBJECT},
         {"format", required_argument, NULL, 'f'},
         {"image-opts", no_argument, NULL, IMG_OPT_IMAGE_OPTS},
@@ -127,7 +137,14 @@ static int parse_options(struct amend *a, int argc, char **argv)
             a->image.quiet = true;
             break;
         case 'p':
-            a->progress = true;
+            if (img_parse_progress(optarg, &a->progress)) {
+                return 1;
+            }
+            break;
+        case IMG_OPT_OUTPUT:
+            if (img_parse_output(argv[0], optarg, &a->json)) {
+                return 1;
+            }
             break;
         case 'f':
             a->image.format = optarg;
@@ -189,11 +206,13 @@ static int amend_main(int argc, char **argv)
 const struct img_command img_amend = {
     .name = "amend",
     .summary = "Change properties of an image in place",
-    .synopsis = "[-f FMT | --image-opts] [-t CACHE] [--force] [-p] [-q]\n"
-                "        -o OPTIONS FILENAME",
+    .synopsis = "[-f FMT | --image-opts] [-t CACHE] [--force] [-p] [--progress=FD|json]\n"
+                "        [--output human|json] [-q] -o OPTIONS FILENAME",
     .arguments =
         "  -q, --quiet\n     say nothing unless it fails\n"
         "  -p, --progress\n     show how far it is\n"
+        "  --progress=FD|json\n     lines of JSON about it, to file descriptor FD or standard error\n"
+        "  --output human|json\n     how to print the result\n"
         "  -f, --format FMT\n     format of the image (default: found out)\n"
         "  --image-opts\n     FILENAME is a list of options, KEY=VALUE,...\n"
         "  -t, --cache CACHE\n     cache mode: none, writeback (default), writethrough, directsync,\n"

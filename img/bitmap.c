@@ -22,30 +22,58 @@ struct bitmap {
     uint64_t granularity;       /* 0: the default */
     struct action actions[ACTIONS_MAX];
     unsigned n;
-    bool add, merge;
+    bool add, merge, json;
 };
+
+static const struct { enum blk_bitmap_op op; const char *name; } ops[] = {
+    { BLK_BITMAP_ADD, "add" }, { BLK_BITMAP_REMOVE, "remove" }, { BLK_BITMAP_CLEAR, "clear" },
+    { BLK_BITMAP_ENABLE, "enable" }, { BLK_BITMAP_DISABLE, "disable" },
+};
+
+static const char *action_name(const struct action *a)
+{
+    return a->what == OPT_MERGE ? "merge" : ops[a->what - OPT_ADD].name;
+}
 
 static int act(const struct bitmap *b, const struct action *a, struct blk_node *n,
                struct blk_node *src)
 {
-    static const struct { enum blk_bitmap_op op; const char *name; } ops[] = {
-        { BLK_BITMAP_ADD, "add" }, { BLK_BITMAP_REMOVE, "remove" }, { BLK_BITMAP_CLEAR, "clear" },
-        { BLK_BITMAP_ENABLE, "enable" }, { BLK_BITMAP_DISABLE, "disable" },
-    };
     struct blk_error e = BLK_ERROR_INIT;
-    const char *op = "merge";
     int err;
 
     if (a->what == OPT_MERGE) {
         err = blk_bitmap_merge(n, b->name, src, a->from, &e);
     } else {
-        op = ops[a->what - OPT_ADD].name;
         err = blk_bitmap_change(n, ops[a->what - OPT_ADD].op, b->name, b->granularity, &e);
     }
     if (err) {
-        img_report_prefixed(&e, "Operation %s on bitmap %s failed: ", op, b->name);
+        img_report_prefixed(&e, "Operation %s on bitmap %s failed: ", action_name(a), b->name);
     }
     return err;
+}
+
+/* What was done, and what there is of the bitmap now. */
+static json_t *describe(const struct bitmap *b, struct blk_node *n)
+{
+    json_t *done = json_array();
+    struct blk_bitmap now;
+    size_t i = 0;
+
+    for (unsigned a = 0; a < b->n; a++) {
+        json_array_append_new(done, json_string(action_name(&b->actions[a])));
+    }
+    json_t *v = json_pack("{s:s, s:s, s:o}", "filename", b->image.filename, "bitmap", b->name,
+                          "actions", done);
+    while (blk_bitmap_at(n, i, &now) && strcmp(now.name, b->name)) {
+        i++;
+    }
+    bool there = blk_bitmap_at(n, i, &now);
+    json_object_set_new(v, "exists", json_boolean(there));
+    if (there) {
+        json_object_set_new(v, "granularity", json_integer((json_int_t)now.granularity));
+        json_object_set_new(v, "recording", json_boolean(now.enabled));
+    }
+    return v;
 }
 
 static int bitmap_run(void *arg)
@@ -60,10 +88,15 @@ static int bitmap_run(void *arg)
     for (unsigned i = 0; i < b->n && !err; i++) {
         err = act(b, &b->actions[i], n, src ? src : n);
     }
+    json_t *result = b->json && !err ? describe(b, n) : NULL;
     img_close(src);
     /* What was done before a failure stays done. */
     int close_err = img_close(n);
-    return err || close_err ? 1 : 0;
+    if (err || close_err || !b->json) {
+        json_decref(result);
+        return err || close_err ? 1 : 0;
+    }
+    return img_json_result(result);
 }
 
 static int add_action(struct bitmap *b, int what)
@@ -91,6 +124,7 @@ static int parse_option(struct bitmap *b, int ch, char **argv)
             return 1;
         }
         break;
+    case IMG_OPT_OUTPUT: return img_parse_output(argv[0], optarg, &b->json) ? 1 : -1;
     case IMG_OPT_IMAGE_OPTS: b->image.image_opts = true; break;
     case IMG_OPT_OBJECT: return img_add_object(optarg) ? 1 : -1;
     case '?': return img_try_help(argv[0]);
@@ -114,6 +148,7 @@ static int parse_options(struct bitmap *b, int argc, char **argv)
         {"granularity", required_argument, NULL, 'g'},
         {"source-file", required_argument, NULL, 'b'},
         {"source-format", required_argument, NULL, 'F'},
+        {"output", required_argument, NULL, IMG_OPT_OUTPUT},
         {"object", required_argument, NULL, IMG_OPT_OBJECT},
         {NULL, 0, NULL, 0},
     };
@@ -166,7 +201,7 @@ const struct img_command img_bitmap = {
     .summary = "Modify bitmaps of the persistent bitmap metadata",
     .synopsis = "[--object OBJDEF] [-f FMT | --image-opts]\n"
                 "        ( --add | --remove | --clear | --enable | --disable | --merge SOURCE )...\n"
-                "        [-g SIZE] [-b SRC_FILE [-F SRC_FMT]] FILENAME BITMAP",
+                "        [-g SIZE] [-b SRC_FILE [-F SRC_FMT]] [--output human|json] FILENAME BITMAP",
     .arguments =
         "  -f, --format FMT\n     format of the image (default: found out)\n"
         "  --image-opts\n     FILENAME is a list of options, KEY=VALUE,...\n"
@@ -178,6 +213,7 @@ const struct img_command img_bitmap = {
         "  --merge SOURCE\n     add what the bitmap SOURCE says\n"
         "  -b, --source-file SRC_FILE\n     the image SOURCE is in (default: FILENAME)\n"
         "  -F, --source-format SRC_FMT\n     its format (default: found out)\n"
+        "  --output human|json\n     how to print the result\n"
         "  --object OBJDEF\n     an object such as a secret\n"
         "Actions are done in the order they are given.\n",
     .main = bitmap_main,

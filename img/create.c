@@ -145,43 +145,20 @@ static void print_formatting(struct blk_opts *o, const struct blk_option_desc *d
     free(shown);
 }
 
-/* An option's value in the type it has. */
-static json_t *option_value(struct blk_opts *o, const struct blk_option_desc *d)
-{
-    uint64_t number = 0;
-    bool on = false;
-
-    if ((d->type == BLK_OPT_SIZE && !blk_opts_get_size(o, d->name, &number, NULL)) ||
-        (d->type == BLK_OPT_NUMBER && !blk_opts_get_u64(o, d->name, &number, NULL))) {
-        return json_integer((json_int_t)number);
-    }
-    if (d->type == BLK_OPT_BOOL && !blk_opts_get_bool(o, d->name, &on, NULL)) {
-        return json_boolean(on);
-    }
-    char *shown = blk_redact(blk_opts_get(o, d->name));
-    json_t *v = json_string(shown ? shown : "");
-    free(shown);
-    return v;
-}
-
 /* The same for a program: what is set, or is so by default. */
 static json_t *describe(struct blk_opts *given, const struct blk_option_desc *d,
                         const struct create *c)
 {
     struct blk_opts *o = blk_opts_dup(given);
-    json_t *options = json_object();
     char *shown = blk_redact(c->filename);
 
-    for (; d->name; d++) {
-        if (d->def && !blk_opts_has(o, d->name)) {
-            blk_opts_set(o, d->name, d->def);
-        }
-        if (blk_opts_has(o, d->name)) {
-            json_object_set_new(options, d->name, option_value(o, d));
+    for (const struct blk_option_desc *i = d; i->name; i++) {
+        if (i->def && !blk_opts_has(o, i->name)) {
+            blk_opts_set(o, i->name, i->def);
         }
     }
     json_t *v = json_pack("{s:s, s:s, s:o}", "filename", shown ? shown : "", "format", c->format,
-                          "options", options);
+                          "options", img_options_json(o, d));
     blk_opts_free(o);
     free(shown);
     return v;

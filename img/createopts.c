@@ -201,3 +201,34 @@ int img_print_create_options(const char *format, const char *filename)
     free(descs);
     return 0;
 }
+
+/* An option's value in the type it has. */
+static json_t *option_value(struct blk_opts *o, const struct blk_option_desc *d)
+{
+    uint64_t number = 0;
+    bool on = false;
+
+    if ((d->type == BLK_OPT_SIZE && !blk_opts_get_size(o, d->name, &number, NULL)) ||
+        (d->type == BLK_OPT_NUMBER && !blk_opts_get_u64(o, d->name, &number, NULL))) {
+        return json_integer((json_int_t)number);
+    }
+    if (d->type == BLK_OPT_BOOL && !blk_opts_get_bool(o, d->name, &on, NULL)) {
+        return json_boolean(on);
+    }
+    char *shown = blk_redact(blk_opts_get(o, d->name));
+    json_t *v = json_string(shown ? shown : "");
+    free(shown);
+    return v;
+}
+
+json_t *img_options_json(struct blk_opts *o, const struct blk_option_desc *d)
+{
+    json_t *options = json_object();
+
+    for (; d->name; d++) {
+        if (blk_opts_has(o, d->name)) {
+            json_object_set_new(options, d->name, option_value(o, d));
+        }
+    }
+    return options;
+}

@@ -112,6 +112,9 @@ int img_parse_create_options(struct blk_opts *o, const struct blk_option_desc *d
 int img_set_create_option(struct blk_opts *o, const struct blk_option_desc *descs,
                           const char *key, const char *value, struct blk_error *e);
 
+/* Those of d that are set in o, in JSON's types, nothing secret: a new object. */
+json_t *img_options_json(struct blk_opts *o, const struct blk_option_desc *d);
+
 /* ---- images ---------------------------------------------------------------- */
 
 struct img_image {

@@ -94,6 +94,20 @@ r = result('bench', '-c', '100', '-s', '512', 'a.qcow2')
 ok(r.items() >= {'operation': 'read', 'requests': 100, 'request-size': 512, 'depth': 64}.items() and
    r['seconds'] > 0 and r['bytes-per-second'] > 0, 'bench: what was done and how fast', r)
 
+r = result('amend', '-o', 'lazy_refcounts=off,refcount_bits=64', 'a.qcow2')
+ok(r == {'filename': 'a.qcow2', 'format': 'qcow2',
+         'options': {'lazy_refcounts': False, 'refcount_bits': 64}}, 'amend: what was changed', r)
+p = run('amend', '--output=json', '-o', 'nonsense=1', 'a.qcow2', status=1)
+ok(p.stdout == '', 'amend: no result when it fails', p)
+r = result('bitmap', '--add', '--disable', '-g', '32k', 'a.qcow2', 'b0')
+ok(r == {'filename': 'a.qcow2', 'bitmap': 'b0', 'actions': ['add', 'disable'], 'exists': True,
+         'granularity': 32768, 'recording': False}, 'bitmap: what was done and what there is', r)
+p = run('bitmap', '--output=json', '--add', 'a.qcow2', 'b0', status=1)
+ok(p.stdout == '', 'bitmap: no result when it fails', p)
+r = result('bitmap', '--enable', '--merge', 'b0', '--remove', 'a.qcow2', 'b0')
+ok(r == {'filename': 'a.qcow2', 'bitmap': 'b0', 'actions': ['enable', 'merge', 'remove'],
+         'exists': False}, 'bitmap: removed', r)
+
 p = run('compare', '--progress=json', '-f', 'raw', 'one.raw', 'two.raw')
 r = lines(p.stderr)
 ok(r[0]['percent'] == 0 and r[-1].items() >= {'percent': 100, 'done': 1 << 20, 'total': 1 << 20,
