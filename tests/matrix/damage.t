@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """Leaks and corruptions in every layout: platter-img check reports what
 qemu-img check reports (counts and exit status), repairs what it repairs, and
-leaves an image as clean as QEMU's own repair does, with the guest's data in it."""
+leaves an image as clean as QEMU's own repair does, with the guest's data in it,
+after one run."""
 import os
 import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -72,6 +73,8 @@ DAMAGES = [leaked_cluster, two_leaked_clusters, refcount_too_high, refcount_zero
            leak_and_corruption]
 # What a damage takes away from the guest, no repair brings back.
 LOSES_DATA = [two_entries_one_cluster, l2_entry_unaligned]
+# Not even before a repair can it be read.
+UNREADABLE = [l2_entry_unaligned]
 # A rebuild of ours leaves leaked clusters alone until the new structure is in
 # place (a stop in between costs nothing), so the file may end a little later.
 ENDS_LATER = [leak_and_corruption]
@@ -119,6 +122,13 @@ def judge(layout, damage, picture):
     result = check_json(THEIRS, "t.qcow2")
     t.ok(same_repair(damage, result, verdict, layout[1]), name + "QEMU finds our repair as good as its own (status %d)" % verdict[0],
          "of ours %s\nof its  %s" % (result, verdict))
+    if damage in LOSES_DATA and damage not in UNREADABLE:
+        r = run(THEIRS, "compare", "-f", "qcow2", "-F", "qcow2", "damaged.qcow2", "t.qcow2")
+        t.ok(r[0] == 0, name + "the guest reads what it read before the repair", said(r))
+    once = read_file("t.qcow2")
+    again = check_json(OURS, "t.qcow2", "-r", "all")
+    t.ok(read_file("t.qcow2") == once and not again[1].keys() & {"corruptions-fixed", "leaks-fixed"},
+         name + "one repair is all: a second has nothing to do", "%s %s" % again)
     if damage not in LOSES_DATA:
         r = run(THEIRS, "compare", "-f", "raw", "-F", "qcow2", "picture.raw", "t.qcow2")
         t.ok(r[0] == 0, name + "the repair changes no guest byte", said(r))
