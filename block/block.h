@@ -102,14 +102,17 @@ const char *blk_opts_unused(const struct blk_opts *o);
 int blk_parse_size(const char *s, uint64_t *out);
 
 /* Objects that the user defines and options name by their id: "secret,id=ID,data=TEXT |
- * file=NAME[,format=raw|base64][,keyid=ID,iv=BASE64]", or the same as JSON with
- * "qom-type".  Any thread. */
+ * file=NAME[,format=raw|base64][,keyid=ID,iv=BASE64]", "tls-creds-x509,id=ID,dir=FOLDER",
+ * "tls-creds-psk,id=ID,dir=FOLDER[,username=NAME]", or the same as JSON with "qom-type".
+ * Any thread. */
 int blk_object_add(const char *text, struct blk_error *e);
-/* A secret's bytes, a NUL behind them; the list's, valid until blk_secrets_free(). */
+/* The i-th type's name and its options, a line each, for help; false past the end. */
+bool blk_object_type_at(size_t i, const char **name, const char **options);
+void blk_objects_free(void);                     /* forgets them all, wipes secrets */
+/* A secret's bytes, a NUL behind them; the list's, valid until blk_objects_free(). */
 int blk_secret_get(const char *id, const uint8_t **data, size_t *len, struct blk_error *e);
 /* The same, which must be UTF-8, as a string: passwords. */
 int blk_secret_get_text(const char *id, const char **text, struct blk_error *e);
-void blk_secrets_free(void);                     /* wipes them all */
 
 /* URL: scheme[+transport]://[user[%pass]@]host[:port]/path[?query].
  * Parts are percent-decoded copies; NULL or 0 where absent. */

@@ -235,6 +235,18 @@ int blk_create_file(struct blk_loop *l, const char *name, struct blk_opts *o,
 /* May a name found inside n's image be opened?  Plain paths always. */
 int blk_check_inner_name(const struct blk_node *n, const char *name, struct blk_error *e);
 
+/* ---- for protocols ---------------------------------------------------------- */
+
+/* Where the credentials are that "--object tls-creds-..." with this id names, for a
+ * client; strings until blk_objects_free(). */
+struct blk_tls_creds {
+    const char *dir, *username;     /* username: psk's */
+    bool psk;                       /* dir/keys.psk; else certificates: dir/ca-cert.pem, ... */
+    bool verify_peer;
+    bool server;                    /* never seen outside */
+};
+int blk_tls_creds_get(const char *id, struct blk_tls_creds *out, struct blk_error *e);
+
 /* ---- for formats ------------------------------------------------------------ */
 
 /* A random (version 4) UUID, in the byte order it is written in. */

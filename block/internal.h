@@ -99,4 +99,11 @@ void blk_stats_record(struct blk_stats *s, enum blk_op op, uint64_t ns);
 #define BLK_ASSERT_OWNER(l) \
     do { if (!pthread_equal((l)->owner, pthread_self())) __builtin_trap(); } while (0)
 
+/* ---- secret.c, object.c */
+/* An object of type "secret" from what is left of its options. */
+int secret_add(struct blk_opts *o, const char *id, struct blk_error *e);
+bool secret_exists(const char *id);
+void secrets_free(void);
+bool object_is_tls_creds(const char *id);
+
 #endif

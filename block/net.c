@@ -28,8 +28,8 @@ int blk_net_init(struct blk_net *net, struct blk_opts *o, const char *shown,
     *net = (struct blk_net){ 0 };
     snprintf(net->shown, sizeof(net->shown), "%s", shown);
     int r = net_seconds(o, "timeout", &net->timeout_ns, BLK_NET_TIMEOUT, e);
-    if (!r && !net->timeout_ns)
-        r = blk_err(e, EINVAL, "Parameter 'timeout' must be at least one second");
+    if (!net->timeout_ns)
+        net->timeout_ns = BLK_NET_SECONDS_MAX * 1000000000ull;
     return r ? r : net_seconds(o, "reconnect", &net->reconnect_ns, BLK_NET_RECONNECT, e);
 }
 

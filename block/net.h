@@ -3,7 +3,7 @@
  * back-off and what becomes of requests in flight; and its words.
  *
  * The policy
- *  - timeout (option "timeout", seconds, default 30): a request the server leaves
+ *  - timeout (option "timeout", seconds, default 30, 0: a day): a request the server leaves
  *    unanswered that long makes its connection suspect.  The connection is closed,
  *    and what was in flight on it is sent again on a fresh one where that is safe.
  *    One attempt to connect may last as long.

@@ -5,7 +5,7 @@
  * Invariants
  *  - A secret's bytes are wiped before their memory is given back, and stand in
  *    no message.
- *  - The list only grows until blk_secrets_free(): what blk_secret_get() gave
+ *  - The list only grows until blk_objects_free(): what blk_secret_get() gave
  *    stays valid.
  */
 #include "block/crypto.h"
@@ -59,9 +59,17 @@ static struct secret *secret_find(const char *id)
     return s;
 }
 
+bool secret_exists(const char *id)
+{
+    return secret_find(id);
+}
+
 int blk_secret_get(const char *id, const uint8_t **data, size_t *len, struct blk_error *e)
 {
     const struct secret *s = secret_find(id);
+    if (!s && object_is_tls_creds(id)) {
+        return blk_err(e, EINVAL, "Object with id '%s' is not a secret", id);
+    }
     if (!s) {
         return blk_err(e, EINVAL, "No secret with id '%s'", id);
     }
@@ -109,7 +117,7 @@ int blk_secret_get_text(const char *id, const char **text, struct blk_error *e)
     return err;
 }
 
-void blk_secrets_free(void)
+void secrets_free(void)
 {
     pthread_mutex_lock(&lock);
     while (secrets) {
@@ -238,7 +246,7 @@ static int decrypt(struct secret *s, const char *keyid, const char *iv_text, str
     return err;
 }
 
-/* ---- objects ------------------------------------------------------------------------- */
+/* ---- the object ------------------------------------------------------------------------- */
 
 static int load(struct blk_opts *o, struct secret **out, struct blk_error *e)
 {
@@ -282,23 +290,13 @@ static int load(struct blk_opts *o, struct secret **out, struct blk_error *e)
     return 0;
 }
 
-static bool id_wellformed(const char *id)
-{
-    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-    return *id && strchr(letters, *id) && !id[strspn(id, "abcdefghijklmnopqrstuvwxyz"
-                                                     "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")];
-}
-
-static int secret_add(struct blk_opts *o, const char *id, struct blk_error *e)
+int secret_add(struct blk_opts *o, const char *id, struct blk_error *e)
 {
     struct secret *s = NULL;
     int err;
 
     err = load(o, &s, e);
-    if (!err && secret_find(id)) {
-        err = blk_err(e, EINVAL, "attempt to add duplicate property '%s' to object (type "
-                      "'container')", id);
-    } else if (!err && !(s->id = strdup(id))) {
+    if (!err && !(s->id = strdup(id))) {
         err = blk_err(e, ENOMEM, "Cannot allocate memory");
     }
     if (err) {
@@ -310,31 +308,4 @@ static int secret_add(struct blk_opts *o, const char *id, struct blk_error *e)
     secrets = s;
     pthread_mutex_unlock(&lock);
     return 0;
-}
-
-int blk_object_add(const char *text, struct blk_error *e)
-{
-    struct blk_opts *o = blk_opts_new();
-    const char *type = NULL, *id = NULL, *data;
-    int err = *text == '{' ? blk_opts_parse_json(o, text, e)
-                           : blk_opts_parse(o, text, "qom-type", e);
-
-    if (!err && !(type = blk_opts_get(o, "qom-type"))) {
-        err = blk_err(e, EINVAL, "Parameter 'qom-type' is missing");
-    } else if (!err && strcmp(type, "secret")) {
-        err = blk_err(e, EINVAL, "Parameter 'qom-type' does not accept value '%s'", type);
-    } else if (!err && !(id = blk_opts_get(o, "id"))) {
-        err = blk_err(e, EINVAL, "Parameter 'id' is missing");
-    } else if (!err && !id_wellformed(id)) {
-        err = blk_err(e, EINVAL, "Parameter 'id' expects an identifier");
-        blk_error_hint(e, "Identifiers consist of letters, digits, '-', '.', '_', starting with "
-                       "a letter.");
-    } else if (!err) {
-        err = secret_add(o, id, e);
-    }
-    if ((data = blk_opts_get(o, "data"))) {
-        crypto_wipe((char *)(uintptr_t)data, strlen(data));
-    }
-    blk_opts_free(o);
-    return err;
 }

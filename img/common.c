@@ -264,19 +264,37 @@ bool img_options_want_help(const char *options)
     return false;
 }
 
+/* "help", "TYPE,help": prints and ends the program. */
+static void object_help(const char *text)
+{
+    size_t len = strcspn(text, ",");
+    const char *name, *options, *word = text[len] ? text + len + 1 : text;
+    bool listing = word == text;
+
+    if (strcmp(word, "help") && strcmp(word, "?")) {
+        return;
+    }
+    if (listing) {
+        printf("List of user creatable objects:\n");
+    }
+    for (size_t i = 0; blk_object_type_at(i, &name, &options); i++) {
+        if (listing) {
+            printf("  %s\n", name);
+        } else if (strlen(name) == len && !memcmp(name, text, len)) {
+            printf("%s options:\n%s", name, options);
+            exit(0);
+        }
+    }
+    if (listing) {
+        exit(0);
+    }
+}
+
 int img_add_object(const char *text)
 {
     struct blk_error e = BLK_ERROR_INIT;
 
-    if (!strcmp(text, "help") || !strcmp(text, "?")) {
-        printf("List of user creatable objects:\n  secret\n");
-        exit(0);
-    }
-    if (!strcmp(text, "secret,help") || !strcmp(text, "secret,?")) {
-        printf("secret options:\n  data=<string>\n  file=<string>\n"
-               "  format=<QCryptoSecretFormat>\n  iv=<string>\n  keyid=<string>\n");
-        exit(0);
-    }
+    object_help(text);
     if (blk_object_add(text, &e)) {
         img_report(&e);
         return -EINVAL;

@@ -136,6 +136,6 @@ int main(int argc, char **argv)
         return img_usage_error(argv[0], "Not enough arguments");
     }
     c = run_command(argv[0], argc - optind, argv + optind);
-    blk_secrets_free();
+    blk_objects_free();
     return finish_stdout(c);
 }

@@ -114,17 +114,25 @@ static int name_server(struct gluster_name *name, struct blk_opts *o, unsigned i
     unused = blk_opts_unused(o);
     if (unused)
         return blk_err(e, EINVAL, "Invalid parameter 'server.%u.%s'", i, unused);
-    if (!type || (strcmp(type, "inet") && strcmp(type, "tcp") && strcmp(type, "unix")))
-        return blk_err(e, EINVAL, "Parameter 'server.%u.type' expects inet or unix", i);
+    if (!type)
+        return blk_err(e, EINVAL, "Parameter 'type' is missing");
+    if (strcmp(type, "inet") && strcmp(type, "tcp") && strcmp(type, "unix"))
+        return blk_err(e, EINVAL, "Parameter 'type' may be 'inet' or 'unix'");
     if (!strcmp(type, "unix"))
         return path ? name_add_server(name, "unix", path, 0)
-                    : blk_err(e, EINVAL, "Parameter 'server.%u.path' is missing", i);
+                    : blk_err(e, EINVAL, "Parameter 'path' is missing");
     if (!host || !*host)
-        return blk_err(e, EINVAL, "Parameter 'server.%u.host' is missing", i);
+        return blk_err(e, EINVAL, "Parameter 'host' is missing");
     if (port)
         r = name_port(port, &p, e);
     return r ? r : name_add_server(name, "tcp", host, p);
 }
+
+static const char usage[] = "Usage: -drive driver=qcow2,"
+    "file.driver=gluster,file.volume=testvol,file.path=/path/a.qcow2"
+    "[,file.debug=9][,file.logfile=/path/filename.log],file.server.0.type=inet,"
+    "file.server.0.host=1.2.3.4,file.server.0.port=24007,"
+    "file.server.1.transport=unix,file.server.1.path=/var/run/glusterd.socket ...";
 
 static int name_from_options(struct gluster_name *name, struct blk_opts *o, struct blk_error *e)
 {
@@ -132,6 +140,12 @@ static int name_from_options(struct gluster_name *name, struct blk_opts *o, stru
     struct blk_opts *all = blk_opts_take(o, "server.");
     int r = 0;
 
+    if (!blk_opts_has(all, "0.type") && !blk_opts_has(all, "0.host"))
+        r = blk_err(e, EINVAL, "Parameter 'server' is missing");
+    else if (!volume || !*volume)
+        r = blk_err(e, EINVAL, "Parameter 'volume' is missing");
+    else if (!path || !*path)
+        r = blk_err(e, EINVAL, "Parameter 'path' is missing");
     for (unsigned i = 0; !r && blk_opts_at(all, 0, NULL, NULL); i++) {
         char prefix[16];
         snprintf(prefix, sizeof(prefix), "%u.", i);
@@ -140,19 +154,15 @@ static int name_from_options(struct gluster_name *name, struct blk_opts *o, stru
             r = blk_err(e, E2BIG, "More than %u Gluster servers", GLUSTER_SERVERS_MAX);
         else if (!blk_opts_at(one, 0, NULL, NULL))
             r = blk_err(e, EINVAL, "Parameter 'server.%u' is missing", i);
-        else
-            r = name_server(name, one, i, e);
+        else if ((r = name_server(name, one, i, e)))
+            blk_error_hint(e, "hint: check in 'server' array index '%u'", i);
         blk_opts_free(one);
     }
     blk_opts_free(all);
-    if (r)
+    if (r) {
+        blk_error_hint(e, "%s", usage);         /* QEMU's */
         return r;
-    if (!volume || !*volume)
-        return blk_err(e, EINVAL, "Parameter 'volume' is missing");
-    if (!path || !*path)
-        return blk_err(e, EINVAL, "Parameter 'path' is missing");
-    if (!name->nservers)
-        return blk_err(e, EINVAL, "Parameter 'server' is missing");
+    }
     name->volume = strdup(volume);
     name->path = strdup(path);
     return name->volume && name->path ? 0 : -ENOMEM;

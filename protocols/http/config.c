@@ -49,7 +49,7 @@ static int secret_file(char **dst, const char *path, struct blk_error *e)
     return 0;
 }
 
-/* "KEY" or "KEY-file"; QEMU's "KEY-secret" names an object. */
+/* "KEY", "KEY-file" or, as in QEMU, "KEY-secret", which names an object. */
 static int config_secret(char **dst, struct blk_opts *o, const char *key, bool plain,
                          struct blk_error *e)
 {
@@ -57,8 +57,12 @@ static int config_secret(char **dst, struct blk_opts *o, const char *key, bool p
 
     snprintf(file, sizeof(file), "%s-file", key);
     snprintf(secret, sizeof(secret), "%s-secret", key);
-    if (blk_opts_has(o, secret))
-        return blk_err(e, ENOTSUP, "%s is not supported: use %s", secret, file);
+    const char *text, *id = blk_opts_get(o, secret);
+    int r = id ? blk_secret_get_text(id, &text, e) : 0;
+    if (r)
+        return r;
+    if (id)
+        replace(dst, text);
     if (plain && blk_opts_has(o, key))
         replace(dst, blk_opts_get(o, key));
     return blk_opts_has(o, file) ? secret_file(dst, blk_opts_get(o, file), e) : 0;
@@ -99,11 +103,16 @@ static int config_url(struct http_config *c, const char *scheme, const char *url
 
 static int config_numbers(struct http_config *c, struct blk_opts *o, struct blk_error *e)
 {
-    uint64_t readahead = HTTP_READAHEAD, connections = HTTP_CONNECTIONS;
+    uint64_t readahead = HTTP_READAHEAD, connections = HTTP_CONNECTIONS, timeout = 0;
+    bool force_range;                       /* the answers show what the server can */
     int r = blk_opts_get_size(o, "readahead", &readahead, e);
 
     r = r ? r : blk_opts_get_u64(o, "connections", &connections, e);
+    r = r ? r : blk_opts_get_u64(o, "timeout", &timeout, e);
+    if (!r && timeout > HTTP_TIMEOUT_MAX)
+        r = blk_err(e, EINVAL, "timeout parameter is too large or negative");
     r = r ? r : blk_opts_get_bool(o, "sslverify", &c->sslverify, e);
+    r = r ? r : blk_opts_get_bool(o, "force-range", &force_range, e);
     if (!r && readahead % 512)
         r = blk_err(e, EINVAL, "HTTP_READAHEAD_SIZE %llu is not a multiple of 512",
                     (unsigned long long)readahead);

@@ -35,6 +35,7 @@
 #define HTTP_REDIRECTS_MAX   5
 #define HTTP_EMPTY_MAX       8u             /* answers without a byte before it is an error */
 #define HTTP_TAG_MAX         256            /* bytes of an ETag or date that are kept */
+#define HTTP_TIMEOUT_MAX     10000u         /* seconds: QEMU's */
 #define HTTP_TICK_NS         250000000ull
 
 struct http_config {

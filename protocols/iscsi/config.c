@@ -15,6 +15,7 @@
 #include <string.h>
 
 #define ISCSI_PORT      3260u
+#define ISCSI_LUN_MAX   16383u
 #define ISCSI_INITIATOR "iqn.2008-11.org.linux-kvm"     /* QEMU's */
 
 static int config_set(char *dst, size_t room, const char *what, const char *value,
@@ -102,12 +103,12 @@ static int config_digest(struct iscsi_config *c, const char *s, struct blk_error
         { "none-crc32c", ISCSI_HEADER_DIGEST_NONE_CRC32C },
     };
     for (size_t i = 0; s && i < BLK_ARRAY_SIZE(words); i++) {
-        if (!strcasecmp(s, words[i].name)) {
+        if (!strcmp(s, words[i].name)) {
             c->digest = words[i].digest;
             return 0;
         }
     }
-    return s ? blk_err(e, EINVAL, "Parameter 'header-digest' does not accept value '%s'", s) : 0;
+    return s ? blk_err(e, EINVAL, "Invalid header-digest setting : %s", s) : 0;
 }
 
 /* What may be said by option or in a URL's query. */
@@ -149,7 +150,7 @@ static int config_path(struct iscsi_config *c, const char *path, struct blk_erro
     memcpy(target, path + 1, (size_t)(slash - path - 1));
     target[slash - path - 1] = 0;
     int ret = config_set(c->target, sizeof(c->target), "target name", target, e);
-    return ret ? ret : config_number(slash + 1, "LUN", 16383, &c->lun, e);
+    return ret ? ret : config_number(slash + 1, "LUN", ISCSI_LUN_MAX, &c->lun, e);
 }
 
 static int config_url(struct iscsi_config *c, struct blk_opts *o, const char *url,
@@ -196,27 +197,43 @@ static int config_environment(struct iscsi_config *c, struct blk_error *e)
     return ret;
 }
 
+/* As QEMU has it, a secret without a user is not looked at. */
+static int config_password(struct iscsi_config *c, struct blk_opts *o, struct blk_error *e)
+{
+    const char *id = blk_opts_get(o, "password-secret"), *plain = blk_opts_get(o, "password");
+    const char *text;
+    int ret = config_set(c->user, sizeof(c->user), "user name", blk_opts_get(o, "user"), e);
+
+    if (ret || !c->user[0])
+        return ret;
+    if (id && plain)
+        return blk_err(e, EINVAL, "'password' and 'password-secret' properties are mutually "
+                       "exclusive");
+    ret = id ? blk_secret_get_text(id, &text, e) : 0;
+    return ret ? ret : config_set(c->password, sizeof(c->password), "password",
+                                  id ? text : plain, e);
+}
+
 static int config_options(struct iscsi_config *c, struct blk_opts *o, struct blk_error *e)
 {
     const char *transport = blk_opts_get(o, "transport");
-    const char *portal = blk_opts_get(o, "portal"), *lun = blk_opts_get(o, "lun");
+    const char *portal = blk_opts_get(o, "portal"), *target = blk_opts_get(o, "target");
+    uint64_t lun = c->lun;
     int ret = 0;
 
+    if (!c->host[0] && (!transport || !portal || !target))
+        return blk_err(e, EINVAL, "Need all of transport, portal and target options");
     if (transport && strcmp(transport, "tcp"))
-        return blk_err(e, ENOTSUP, "iSCSI transport '%s' is not supported", transport);
-    if (blk_opts_has(o, "password-secret"))
-        return blk_err(e, ENOTSUP, "password-secret is not supported: use password-file or "
-                                   "the environment variable LIBISCSI_CHAP_PASSWORD");
+        return blk_err(e, EINVAL, "Unknown transport: %s", transport);
     if (portal)
         ret = config_portal(c, portal, e);
-    ret = ret ? ret : config_set(c->target, sizeof(c->target), "target name",
-                                 blk_opts_get(o, "target"), e);
-    if (!ret && lun)
-        ret = config_number(lun, "LUN", 16383, &c->lun, e);
-    ret = ret ? ret : config_set(c->user, sizeof(c->user), "user name",
-                                 blk_opts_get(o, "user"), e);
-    ret = ret ? ret : config_set(c->password, sizeof(c->password), "password",
-                                 blk_opts_get(o, "password"), e);
+    ret = ret ? ret : config_set(c->target, sizeof(c->target), "target name", target, e);
+    ret = ret ? ret : blk_opts_get_u64(o, "lun", &lun, e);
+    if (!ret && lun > ISCSI_LUN_MAX)
+        ret = blk_err(e, EINVAL, "iSCSI LUN %llu is larger than %u", (unsigned long long)lun,
+                      ISCSI_LUN_MAX);
+    c->lun = (unsigned)lun;
+    ret = ret ? ret : config_password(c, o, e);
     return ret ? ret : config_common(c, o, e);
 }
 
@@ -231,8 +248,8 @@ int iscsi_config_get(struct iscsi_config *c, struct blk_opts *o, struct blk_erro
     if (!ret && url)
         ret = config_url(c, o, url, e);
     ret = ret ? ret : config_options(c, o, e);
-    if (!ret && (!c->host[0] || !c->target[0]))
-        ret = blk_err(e, EINVAL, "iSCSI needs a portal and a target");
+    if (!ret && c->user[0] && !c->password[0])
+        ret = blk_err(e, EINVAL, "CHAP username specified but no password was given");
     if (!ret && c->target_user[0] && !c->user[0])
         ret = blk_err(e, EINVAL, "Mutual CHAP needs a user of one's own as well");
     return ret;

@@ -6,6 +6,7 @@
  *   nbd:host:port[:exportname=NAME]             nbd:unix:PATH[:exportname=NAME]
  *   driver=nbd,server.type=inet,server.host=H,server.port=P,export=NAME
  *   driver=nbd,server.type=unix,server.path=PATH
+ *   driver=nbd,server.type=vsock,server.cid=CID,server.port=P
  *
  * Options win over the URL.
  *
@@ -116,24 +117,112 @@ static int config_old_name(struct nbdc_config *c, const char *name, struct blk_e
 
 /* ---- options -------------------------------------------------------------------- */
 
+static int config_bools(struct blk_opts *o, const char *const *keys, size_t n, bool def, bool *all,
+                        struct blk_error *e)
+{
+    int r = 0;
+
+    *all = true;
+    for (size_t i = 0; !r && i < n; i++) {
+        bool v = def;
+        r = blk_opts_get_bool(o, keys[i], &v, e);
+        *all = *all && v == def;
+    }
+    return r;
+}
+
+static int config_inet(struct nbdc_config *c, struct blk_opts *o, struct blk_error *e)
+{
+    /* What has no meaning for a client, or would be noticed only by the kernel. */
+    static const char *const flags[] = { "numeric", "keep-alive", "mptcp" };
+    static const char *const families[] = { "ipv4", "ipv6" };
+    const char *host = blk_opts_get(o, "host"), *port = blk_opts_get(o, "port");
+    uint64_t to;
+    bool any, both = true;
+
+    if (!host || !port)
+        return blk_err(e, EINVAL, "Parameter '%s' is missing", host ? "port" : "host");
+    int r = config_bools(o, flags, BLK_ARRAY_SIZE(flags), false, &any, e);
+    r = r ? r : blk_opts_get_u64(o, "to", &to, e);
+    r = r ? r : config_bools(o, families, BLK_ARRAY_SIZE(families), true, &both, e);
+    if (!r && (!both || blk_opts_has(o, "ipv4") != blk_opts_has(o, "ipv6")))
+        r = blk_err(e, ENOTSUP, "ipv4= and ipv6= cannot choose how the server is reached "
+                    "(libnbd): give its address as the host");
+    r = r ? r : SET(c->host, "host name", host);
+    return r ? r : SET(c->port, "port", port);
+}
+
+static int config_unix(struct nbdc_config *c, struct blk_opts *o, struct blk_error *e)
+{
+    const char *path = blk_opts_get(o, "path");
+    bool abstract = false, tight = true;
+
+    if (!path)
+        return blk_err(e, EINVAL, "Parameter 'path' is missing");
+    int r = blk_opts_get_bool(o, "abstract", &abstract, e);
+    r = r ? r : blk_opts_get_bool(o, "tight", &tight, e);
+    if (!r && abstract)
+        r = blk_err(e, ENOTSUP, "Abstract Unix sockets are not supported (libnbd)");
+    return r ? r : SET(c->path, "socket path", path);
+}
+
+static int config_vsock(struct nbdc_config *c, struct blk_opts *o, struct blk_error *e)
+{
+    const char *cid = blk_opts_get(o, "cid"), *port = blk_opts_get(o, "port");
+    uint64_t n = 0, p = 0;
+
+    if (!cid || !port)
+        return blk_err(e, EINVAL, "Parameter '%s' is missing", cid ? "port" : "cid");
+    int r = blk_opts_get_u64(o, "cid", &n, e);
+    r = r ? r : blk_opts_get_u64(o, "port", &p, e);
+    if (!r && (n > UINT32_MAX || p > UINT32_MAX))
+        r = blk_err(e, EINVAL, "Value '%s' is too large for parameter '%s'",
+                    n > UINT32_MAX ? cid : port, n > UINT32_MAX ? "cid" : "port");
+    c->vsock = true;
+    c->cid = (uint32_t)n;
+    c->vsock_port = (uint32_t)p;
+    return r;
+}
+
+/* QEMU's SocketAddress. */
+static int config_socket(struct nbdc_config *c, struct blk_opts *o, struct blk_error *e)
+{
+    const char *type = blk_opts_get(o, "type"), *unknown;
+    int r;
+
+    if (!type)
+        return blk_err(e, EINVAL, "Parameter 'type' is missing");
+    if (!strcmp(type, "inet"))
+        r = config_inet(c, o, e);
+    else if (!strcmp(type, "unix"))
+        r = config_unix(c, o, e);
+    else if (!strcmp(type, "vsock"))
+        r = config_vsock(c, o, e);
+    else
+        return blk_err(e, EINVAL, "Parameter 'type' does not accept value '%s'", type);
+    if (!r && (unknown = blk_opts_unused(o)))
+        r = blk_err(e, EINVAL, "Parameter '%s' is unexpected", unknown);
+    return r;
+}
+
 static int config_server(struct nbdc_config *c, struct blk_opts *o, struct blk_error *e)
 {
-    const char *type = blk_opts_get(o, "server.type");
-    const char *host = blk_opts_get(o, "server.host"), *port = blk_opts_get(o, "server.port");
-    const char *path = blk_opts_get(o, "server.path");
+    const char *host = blk_opts_get(o, "host"), *port = blk_opts_get(o, "port");
+    const char *path = blk_opts_get(o, "path");
+    struct blk_opts *server = blk_opts_take(o, "server.");
+    bool given = blk_opts_at(server, 0, NULL, NULL);
+    int r = 0;
 
-    if (type && strcmp(type, "inet") && strcmp(type, "unix"))
-        return blk_err(e, EINVAL, "Parameter 'type' does not accept value '%s'", type);
-    if (type && !strcmp(type, "inet") && (!host || !port))
-        return blk_err(e, EINVAL, "Parameter 'server.%s' is missing", host ? "port" : "host");
-    if (type && !strcmp(type, "unix") && !path)
-        return blk_err(e, EINVAL, "Parameter 'server.path' is missing");
-    host = host ? host : blk_opts_get(o, "host");
-    port = port ? port : blk_opts_get(o, "port");
-    path = path ? path : blk_opts_get(o, "path");
-    if (host && path)
-        return blk_err(e, EINVAL, "path and host may not be used at the same time");
-    int r = SET(c->host, "host name", host);
+    if (given && (host || port || path))
+        r = blk_err(e, EINVAL, "Cannot use 'server' and path/host/port at the same time");
+    else if (host && path)
+        r = blk_err(e, EINVAL, "path and host may not be used at the same time");
+    else if (path && port)
+        r = blk_err(e, EINVAL, "port may not be used without host");
+    else if (given)
+        r = config_socket(c, server, e);
+    blk_opts_free(server);
+    r = r ? r : SET(c->host, "host name", host);
     r = r ? r : SET(c->port, "port", port);
     return r ? r : SET(c->path, "socket path", path);
 }
@@ -147,6 +236,24 @@ static int config_seconds(struct blk_opts *o, const char *key, uint64_t *out, st
     return r;
 }
 
+/* QEMU's way: an object says where they are. */
+static int config_tls_creds(struct nbdc_config *c, const char *id, struct blk_error *e)
+{
+    struct blk_tls_creds creds;
+    int r = blk_tls_creds_get(id, &creds, e);
+
+    if (r)
+        return r;
+    c->tls_verify = creds.verify_peer;
+    if (!creds.psk)
+        return SET(c->tls_certificates, "certificate folder", creds.dir);
+    r = SET(c->tls_username, "user name", creds.username);
+    if (!r && snprintf(c->tls_psk_file, sizeof(c->tls_psk_file), "%s/keys.psk", creds.dir) >=
+              (int)sizeof(c->tls_psk_file))
+        r = blk_err(e, ENAMETOOLONG, "The NBD key file's name is too long");
+    return r;
+}
+
 static int config_tls(struct nbdc_config *c, struct blk_opts *o, struct blk_error *e)
 {
     int r = SET(c->tls_certificates, "certificate folder", blk_opts_get(o, "tls-certificates"));
@@ -156,8 +263,7 @@ static int config_tls(struct nbdc_config *c, struct blk_opts *o, struct blk_erro
     r = r ? r : SET(c->tls_hostname, "TLS host name", blk_opts_get(o, "tls-hostname"));
     r = r ? r : blk_opts_get_bool(o, "tls-verify-peer", &c->tls_verify, e);
     if (!r && blk_opts_has(o, "tls-creds"))
-        r = blk_err(e, ENOTSUP, "tls-creds is not supported: name the folder or the file itself "
-                    "(tls-certificates=DIR, tls-psk-file=FILE)");
+        r = config_tls_creds(c, blk_opts_get(o, "tls-creds"), e);
     if (c->tls_certificates[0] || c->tls_psk_file[0])
         c->tls = true;
     return r;
@@ -171,12 +277,12 @@ static int config_check_tls(const struct nbdc_config *c, struct blk_error *e)
     if (!c->tls || c->tls_psk_file[0] || !c->tls_verify)
         return 0;
     if (!c->tls_certificates[0])
-        return blk_err(e, EINVAL, "NBD over TLS needs tls-certificates=DIR (with a ca-cert.pem) or "
-                       "tls-psk-file=FILE, or tls-verify-peer=off");
+        return blk_err(e, EINVAL, "NBD over TLS needs tls-creds=ID, tls-certificates=DIR (with a "
+                       "ca-cert.pem) or tls-psk-file=FILE, or tls-verify-peer=off");
     snprintf(ca, sizeof(ca), "%s/ca-cert.pem", c->tls_certificates);
     if (access(ca, R_OK))
         return blk_err_errno(e, errno, "Could not read '%s'", ca);
-    if (c->path[0])
+    if (!c->host[0])
         return blk_err(e, ENOTSUP, "The server's certificate cannot be checked over a Unix socket "
                        "(libnbd): use tls-psk-file=FILE or tls-verify-peer=off");
     if (c->tls_hostname[0] && strcmp(c->tls_hostname, c->host))
@@ -188,10 +294,11 @@ static int config_check_tls(const struct nbdc_config *c, struct blk_error *e)
 static int config_options(struct nbdc_config *c, struct blk_opts *o, struct blk_error *e)
 {
     const char *delay = blk_opts_get(o, "reconnect-delay");
-    uint64_t connections = NBDC_CONNECTIONS, open_timeout = 0;
+    uint64_t connections = NBDC_CONNECTIONS, open_timeout = 0, seconds = 0;
     int r = config_server(c, o, e);
 
     /* QEMU's name for it. */
+    r = r ? r : config_seconds(o, "reconnect-delay", &seconds, e);
     if (delay && !blk_opts_has(o, "reconnect"))
         blk_opts_set(o, "reconnect", delay);
     r = r ? r : SET(c->export, "export name", blk_opts_get(o, "export"));
@@ -217,7 +324,7 @@ int nbdc_config_get(struct nbdc_config *c, struct blk_opts *o, struct blk_error 
     else if (name && !strncmp(name, "nbd:", 4))
         r = config_old_name(c, name, e);
     r = r ? r : config_options(c, o, e);
-    if (!r && !c->host[0] && !c->path[0])
+    if (!r && !c->host[0] && !c->path[0] && !c->vsock)
         r = blk_err(e, EINVAL, "NBD server address missing");
     if (!r && strlen(c->export) > EXPORT_MAX)
         r = blk_err(e, EINVAL, "export name too long to send to server");
@@ -228,13 +335,15 @@ int nbdc_config_get(struct nbdc_config *c, struct blk_opts *o, struct blk_error 
 
 void nbdc_config_address(const struct nbdc_config *c, char *buf, size_t len)
 {
-    if (c->path[0])
+    if (c->vsock)
+        snprintf(buf, len, "%u:%u", c->cid, c->vsock_port);
+    else if (c->path[0])
         snprintf(buf, len, "%s", c->path);
     else
         snprintf(buf, len, "%s:%s", c->host, c->port);
 }
 
-/* As QEMU writes it: no escapes; "v6" in brackets. */
+/* As QEMU writes it: no escapes; "v6" in brackets; nothing of TLS. */
 char *nbdc_config_url(const struct nbdc_config *c)
 {
     char *url = NULL;
@@ -242,7 +351,7 @@ char *nbdc_config_url(const struct nbdc_config *c)
     bool v6 = strchr(c->host, ':');
     int n;
 
-    if (c->tls || c->dirty_bitmap[0])
+    if (c->vsock || c->dirty_bitmap[0])
         return NULL;
     if (c->path[0])
         n = asprintf(&url, "nbd+unix://%s%s?socket=%s", slash, c->export, c->path);

@@ -132,8 +132,12 @@ static void conn_begin(void *arg)
 {
     struct connecting *k = arg;
 
-    k->ret = k->cfg->path[0] ? nbd_aio_connect_unix(k->h, k->cfg->path)
-                             : nbd_aio_connect_tcp(k->h, k->cfg->host, k->cfg->port);
+    if (k->cfg->vsock)
+        k->ret = nbd_aio_connect_vsock(k->h, k->cfg->cid, k->cfg->vsock_port);
+    else if (k->cfg->path[0])
+        k->ret = nbd_aio_connect_unix(k->h, k->cfg->path);
+    else
+        k->ret = nbd_aio_connect_tcp(k->h, k->cfg->host, k->cfg->port);
     if (k->ret < 0) {
         k->err = nbd_get_errno();
         nbdc_error_text(k->text, sizeof(k->text));

@@ -287,7 +287,7 @@ static int nbdc_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e
         return blk_err_errno(e, ENOMEM, "no memory for the connection");
     no_sigpipe();
     int r = nbdc_config_get(&d->cfg, o, e);
-    if (!r)
+    if (!r && !(d->cfg.tls && blk_opts_has(o, "filename")))
         disk_rename(n, &d->cfg);
     r = r ? r : blk_net_init(&d->net, o, n->shown, e);
     r = r ? r : disk_connect(d, e);

@@ -48,7 +48,9 @@
 
 struct nbdc_config {
     char host[256], port[32];               /* TCP, or: */
-    char path[108];                         /* of a Unix socket */
+    char path[108];                         /* of a Unix socket, or: */
+    bool vsock;
+    uint32_t cid, vsock_port;
     char export[4097];
     bool tls, tls_verify;
     char tls_certificates[1024], tls_psk_file[1024], tls_username[256], tls_hostname[256];
@@ -130,7 +132,8 @@ struct nbdc_disk {
 
 /* ---- config.c */
 int nbdc_config_get(struct nbdc_config *c, struct blk_opts *o, struct blk_error *e);
-/* malloc'd: the URL that says the same, or NULL if none does (TLS, a bitmap). */
+/* malloc'd: the URL of the export, but for TLS, or NULL if there is none (vsock, a
+ * bitmap). */
 char *nbdc_config_url(const struct nbdc_config *c);
 /* "host:port" or the socket's path. */
 void nbdc_config_address(const struct nbdc_config *c, char *buf, size_t len);

@@ -56,14 +56,16 @@ static int where_path(struct nfs_where *w, const char *path, struct blk_error *e
 static int where_from_opts(struct nfs_where *w, struct blk_opts *o, struct blk_error *e)
 {
     const char *type = blk_opts_get(o, "server.type");
-    const char *host = blk_opts_get(o, "server.host");
+    const char *host = blk_opts_get(o, "server.host"), *path = blk_opts_get(o, "path");
 
     if (type && strcmp(type, "inet"))
-        return blk_err(e, EINVAL, "Invalid parameter '%s'", type);
-    if (!host)
-        return blk_err(e, EINVAL, "Parameter 'server.host' is missing");
+        return blk_err(e, EINVAL, "Parameter 'type' does not accept value '%s'", type);
+    if (!type || !host || !path)
+        return blk_err(e, EINVAL, "Parameter '%s' is missing",
+                       !type && !host ? "server" : !type ? "server.type" :
+                       !host ? "server.host" : "path");
     w->host = strdup(host);
-    return w->host ? where_path(w, blk_opts_get(o, "path"), e) : -ENOMEM;
+    return w->host ? where_path(w, path, e) : -ENOMEM;
 }
 
 static int where_from_url(struct nfs_where *w, const char *name, struct blk_opts *o,
@@ -89,14 +91,16 @@ static int where_number(struct blk_opts *o, const char *key, uint64_t max, int64
                         struct blk_error *e)
 {
     uint64_t v = 0;
-    int r = blk_opts_has(o, key) ? blk_opts_get_u64(o, key, &v, e) : 0;
-    if (!r && blk_opts_has(o, key)) {
+    int r = blk_opts_has(o, key) ? blk_opts_get_u64(o, key, &v, NULL) : 0;
+    if (r)
+        return blk_err(e, EINVAL, "Parameter '%s' expects integer", key);
+    if (blk_opts_has(o, key)) {
         if (v > max)
             return blk_err(e, EINVAL, "Parameter '%s' is larger than %llu", key,
                            (unsigned long long)max);
         *out = (int64_t)v;
     }
-    return r;
+    return 0;
 }
 
 static int where_options(struct nfs_where *w, struct blk_opts *o, struct blk_error *e)
@@ -154,6 +158,7 @@ static int disk_connect(struct nfs_disk *d, struct blk_error *e)
     return r ? r : nfs_conns_start(d, e);
 }
 
+/* From names and options; nothing is asked for yet. */
 static int disk_new(struct blk_loop *l, struct blk_opts *o, const char *shown,
                     struct nfs_disk **out, struct blk_error *e)
 {
@@ -168,7 +173,6 @@ static int disk_new(struct blk_loop *l, struct blk_opts *o, const char *shown,
     r = name ? where_from_url(&d->where, name, o, e) : where_from_opts(&d->where, o, e);
     r = r ? r : where_options(&d->where, o, e);
     r = r ? r : blk_net_init(&d->net, o, shown, e);
-    r = r ? r : disk_connect(d, e);
     if (r) {
         disk_free(d);
         return r;
@@ -278,18 +282,49 @@ static int disk_limits(struct nfs_disk *d, struct blk_error *e)
 
 /* ---- the driver ----------------------------------------------------------------------------- */
 
+/* Opened by options, the node still has a name, which is QEMU's. */
+static void disk_rename(struct blk_node *n, struct nfs_disk *d)
+{
+    const struct nfs_where *w = &d->where;
+    char *url = NULL, *shown = NULL, ids[40] = "";
+
+    if (w->uid >= 0 && w->gid >= 0)
+        snprintf(ids, sizeof(ids), "?uid=%d&gid=%d", w->uid, w->gid);
+    if (asprintf(&url, "nfs://%s%s/%s%s", w->host, strcmp(w->dir, "/") ? w->dir : "", w->file,
+                 ids) < 0)
+        return;
+    shown = strdup(url);
+    if (!shown) {
+        free(url);
+        return;
+    }
+    free(n->filename);
+    free(n->shown);
+    n->filename = url;
+    n->shown = shown;
+    snprintf(d->net.shown, sizeof(d->net.shown), "%s", shown);
+}
+
 static int nfs_open_node(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 {
+    bool named = blk_opts_has(o, "filename");
     struct nfs_disk *d;
     int r = disk_new(n->loop, o, n->shown, &d, e);
+    const char *unknown = r || named ? NULL : blk_opts_unused(o);
 
-    if (r) {
-        blk_error_prefix(e, "Could not open '%s': ", n->shown);
+    if (r)
+        return r;
+    if (unknown) {
+        r = blk_err(e, EINVAL, "Parameter '%s' is unexpected", unknown);
+        disk_free(d);
         return r;
     }
+    if (!named)
+        disk_rename(n, d);
     d->node = n;
     d->unsafe = n->oflags & BLK_O_NO_FLUSH;
-    r = disk_find(d, e);
+    r = disk_connect(d, e);
+    r = r ? r : disk_find(d, e);
     if (r == -ENOENT)
         blk_err(e, ENOENT, "%s", strerror(ENOENT));
     r = r ? r : disk_limits(d, e);
@@ -410,7 +445,7 @@ static int nfs_create_node(struct blk_loop *l, struct blk_node *file, struct blk
     int r = blk_opts_get_size(o, "size", &size, e);
 
     r = r ? r : disk_new(l, o, shown, &d, e);
-    if (!r) {
+    if (!r && !(r = disk_connect(d, e))) {
         r = disk_find(d, e);
         r = r == -ENOENT ? disk_make(d, e) : r;
         /* What an older file of that name had does not shine through. */
@@ -418,8 +453,9 @@ static int nfs_create_node(struct blk_loop *l, struct blk_node *file, struct blk
             blk_err_errno(e, -r, "'%s'", d->where.file);
         if (!r && size && (r = disk_set_size(d, size)))
             blk_err_errno(e, -r, "size of '%s'", d->where.file);
-        disk_free(d);
     }
+    if (d)
+        disk_free(d);
     if (r)
         blk_error_prefix(e, "Could not create '%s': ", shown);
     free(shown);
@@ -432,7 +468,7 @@ static void nfs_uncreate(struct blk_opts *o)
     if (disk_new(co_loop(), o, "nfs", &d, NULL))
         return;
     struct nfs_call call = { .op = NFS_UNLINK, .fh = &d->dir, .name = d->where.file };
-    if (!disk_find(d, NULL))
+    if (!disk_connect(d, NULL) && !disk_find(d, NULL))
         nfs_call_wait(d, &call);
     disk_free(d);
 }

@@ -33,6 +33,10 @@ http {
         listen 127.0.0.1:$PORT; root $T/www;
         location /norange/ { alias $T/www/; max_ranges 0; }
         location /secret/ { alias $T/www/; auth_basic x; auth_basic_user_file $T/pw; }
+        location /biscuit/ {
+            alias $T/www/;
+            if (\$http_cookie != "key=secretcookie") { return 403; }
+        }
         location /moved/ { return 302 $H/disk.raw; }
     }
     server {
@@ -146,6 +150,30 @@ netrc()
         run 0 "$IMG" info "$H/secret/disk.raw" && rm "$T/.netrc"
 }
 
+# What it is called aside: qemu-img shows options, too.
+same_but_name()
+{
+    same "$@" >"$T/diff" && return
+    ! grep '^status' "$T/diff" && ! grep '^[<>]' "$T/diff" | grep -v '^[<>] image: \|^[<>]     filename: '
+}
+
+# QEMU's way: objects hold passwords and cookies.
+secrets()
+{
+    local o=driver=http,url=$H s=secret,id=s0,data
+    same_but_name info --object $s=secretpass --image-opts "$o/secret/disk.raw,username=joe,password-secret=s0" &&
+        same_but_name info --object $s=secretpass --image-opts \
+            "driver=qcow2,file.driver=http,file.url=$H/secret/disk.qcow2,file.username=joe,file.password-secret=s0" &&
+        same_but_name info --object $s=wrong --image-opts "$o/secret/disk.raw,username=joe,password-secret=s0" &&
+        same_but_name info --object "$s=key=secretcookie" --image-opts "$o/biscuit/disk.raw,cookie-secret=s0" &&
+        same_but_name info --image-opts "$o/biscuit/disk.raw" &&
+        run 0 "$IMG" info --image-opts "$o/biscuit/disk.raw,cookie=key=secretcookie" &&
+        run 1 "$IMG" info --image-opts "$o/biscuit/none,cookie=key=secretcookie" &&
+        ! grep -q secretcookie "$T/out" &&
+        same_but_name info --object $s=secretpass "json:{\"driver\":\"http\",\"url\":\"$H/secret/disk.raw\",\
+\"username\":\"joe\",\"password-secret\":\"s0\",\"readahead\":\"64k\",\"timeout\":7}"
+}
+
 # nginx's ETag is made of time and size.
 replaced()
 {
@@ -177,6 +205,7 @@ tap_ok "info and small reads cost few requests" few_requests
 tap_ok "an overlay on a web server's image needs leave; a relative name is beside it" overlay
 tap_ok "HTTPS: certificates are checked" tls
 tap_ok "a user in the URL; ~/.netrc" netrc
+tap_ok "QEMU's password-secret and cookie-secret" secrets
 tap_ok "N14: a file that is replaced is noticed" replaced
 tap_ok "without the module nothing else suffers" no_module
 tap_end

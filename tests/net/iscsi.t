@@ -193,10 +193,26 @@ chap()
         run 1 "$IMG" info "${url/\/\///\/joe%secretpass13@}" && no_secret || return 1
     grep -qi 'authentication' "$T/out" || return 1
     LIBISCSI_CHAP_USERNAME=joe LIBISCSI_CHAP_PASSWORD=secretpass12 run 0 "$IMG" info "$url" &&
-        echo secretpass12 >"$T/pw" &&
+        echo secretpass12 >"$T/pw" && printf secretpass12 >"$T/pw12" &&
         run 0 "$IMG" info "${url/\/\///\/joe@}?password-file=$T/pw" &&
-        run 0 "$IMG" info --image-opts "driver=iscsi,portal=127.0.0.1:$ISCSI_PORT,target=$D.chap,\
+        run 0 "$IMG" info --image-opts "driver=iscsi,transport=tcp,portal=127.0.0.1:$ISCSI_PORT,target=$D.chap,\
 lun=1,user=joe,password-file=$T/pw" && no_secret
+}
+
+# QEMU's way: an object holds the password.
+chap_secret()
+{
+    local o="driver=iscsi,transport=tcp,portal=127.0.0.1:$ISCSI_PORT,target=$D.chap,lun=1,user=joe"
+    local s=secret,id=s0,data=secretpass12
+    run 0 "$IMG" info --object "$s" --image-opts "$o,password-secret=s0" && no_secret &&
+        run 0 "$IMG" info --object "secret,id=s0,file=$T/pw12" --image-opts "$o,password-secret=s0,\
+initiator-name=iqn.2026-01.test:me,header-digest=crc32c,timeout=0" &&
+        run 0 "$IMG" info --object "$s" "json:{\"driver\":\"raw\",\"file\":{\"driver\":\"iscsi\",\
+\"transport\":\"tcp\",\"portal\":\"127.0.0.1:$ISCSI_PORT\",\"target\":\"$D.chap\",\"lun\":1,\
+\"user\":\"joe\",\"password-secret\":\"s0\"}}" && no_secret &&
+        run 1 "$IMG" info --object "secret,id=s0,data=secretpass13" --image-opts "$o,password-secret=s0" &&
+        no_secret && run 1 "$IMG" info --image-opts "$o,password-secret=s0" &&
+        grep -q "No secret with id 's0'" "$T/out"
 }
 
 mutual_chap()
@@ -271,6 +287,7 @@ tap_ok "errors name server, target and cause" errors
 tap_ok "header digest" digest
 tap_ok "several sessions" sessions
 tap_ok "CHAP; the password from URL, environment and file, never printed" chap
+tap_ok "CHAP with QEMU's password-secret" chap_secret
 tap_ok "mutual CHAP" mutual_chap
 tap_ok "N9: the server stopped for 3 s" stopped
 tap_ok "N1, N16: the server killed and restarted under writes: nothing lost" killed

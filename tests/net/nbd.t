@@ -143,7 +143,7 @@ tls()
         run 0 "$IMG" info "nbds://127.0.0.1:$NBD_PORT/?tls-certificates=$c" &&
         run 1 "$IMG" info "$u/?tls-certificates=$c/other" && grep -qi 'certificate' "$T/out" &&
         run 1 "$IMG" info "$u/?tls-certificates=$c/empty" && grep -q 'ca-cert.pem' "$T/out" &&
-        run 1 "$IMG" info "$u/" && grep -q 'needs tls-certificates' "$T/out" &&
+        run 1 "$IMG" info "$u/" && grep -q 'needs tls-creds' "$T/out" &&
         run 0 "$IMG" info "$u/?tls-verify-peer=off" &&
         run 1 "$IMG" info "nbd://localhost:$NBD_PORT" &&
         run 1 "$IMG" info "nbds+unix:///?socket=$T/x&tls-certificates=$c" &&
@@ -160,6 +160,30 @@ psk()
         run 0 "$IMG" info "nbds://joe@127.0.0.1:$NBD_PORT/?tls-psk-file=$T/keys.psk" &&
         run 1 "$IMG" info "nbds://joe@127.0.0.1:$NBD_PORT/?tls-psk-file=$T/wrong.psk" &&
         run 1 "$IMG" info "nbds://jim@127.0.0.1:$NBD_PORT/?tls-psk-file=$T/keys.psk"
+}
+
+# QEMU's objects say where certificates and keys are.  (qemu-img checks a certificate's
+# key usage, which a throw-away one does not have: it is asked without, and by key.)
+creds()
+{
+    local o=driver=nbd,server.type=inet,server.host=localhost,server.port
+    local x=tls-creds-x509,endpoint=client,id=t0,dir=$T/pki
+    nbd_kit --tls=require --tls-certificates="$T/pki" memory 64M || return 1
+    o=$o=$NBD_PORT,tls-creds=t0
+    run 0 "$IMG" info --object "$x" --image-opts "$o" &&
+        same info --object "$x" --image-opts "$o" &&
+        run 0 "$IO" --object "$x" -c 'write -P 3 0 64k' -c 'read -P 3 0 64k' --image-opts "driver=raw,file.$(
+            sed 's/,/,file./g' <<<"$o")" &&
+        run 0 "$IMG" info --object "{\"qom-type\":\"tls-creds-x509\",\"id\":\"t0\",\"dir\":\"$T/pki\"}" \
+            "json:{\"driver\":\"nbd\",\"server\":{\"type\":\"inet\",\"host\":\"localhost\",\"port\":\"$NBD_PORT\"},\"tls-creds\":\"t0\"}" &&
+        run 0 "$IMG" info --object "$x" --image-opts "$o,tls-hostname=localhost" &&
+        run 1 "$IMG" info --object "$x/other" --image-opts "$o" && grep -qi certificate "$T/out" &&
+        run 0 "$IMG" info --object "$x/other,verify-peer=off" --image-opts "$o" &&
+        run 1 "$IMG" info --object "$x" --image-opts "${o/localhost/127.0.0.1},tls-hostname=example.com" &&
+        NBD_PORT= && nbd_kit --tls=require --tls-psk="$T/keys.psk" memory 64M || return 1
+    o=driver=nbd,server.type=inet,server.host=127.0.0.1,server.port=$NBD_PORT,tls-creds=t0
+    same info --object "tls-creds-psk,id=t0,dir=$T,username=joe" --image-opts "$o" &&
+        grep -q '64 MiB' "$T/got"
 }
 
 # The server dies in the middle of writes and comes back; then everything is there.
@@ -228,6 +252,8 @@ NBD_PORT=
 tap_ok "TLS: certificates are checked, or it is refused" tls
 NBD_PORT=
 tap_ok "TLS with pre-shared keys" psk
+NBD_PORT=
+tap_ok "TLS as QEMU names it: tls-creds-x509 and tls-creds-psk objects" creds
 tap_ok "open-timeout waits for a server" open_timeout
 tap_ok "without the module nothing else suffers" no_module
 tap_end

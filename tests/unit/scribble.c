@@ -726,6 +726,6 @@ int main(void)
         cmocka_set_test_filter(getenv("SCRIBBLE_ONLY"));
     }
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    blk_secrets_free();
+    blk_objects_free();
     return failed;
 }
