@@ -9,7 +9,7 @@ import json
 import os
 
 # In whose order layouts are dealt out.
-PLACES = ("nfs3", "nfs4", "iscsi", "gluster", "nbd")
+PLACES = ("nfs3", "nfs4", "iscsi", "gluster", "nbd", "http", "https")
 IMAGES = ("t.qcow2", "base.qcow2", "source.qcow2")
 
 
@@ -49,6 +49,7 @@ class There(Here):
         self.index = PLACES.index(name) if name in PLACES else 0
         self.converter = converter
         self.url, self.dir, self.fixed = get("URL"), get("DIR"), get("FIXED")
+        self.read_only = os.environ.get("PLACE_%s_READONLY" % name)
         self.options = ("--backing-urls", get("SCHEME"))
         self.serial, self.used = itertools.count(), set()
         self.new()
@@ -100,8 +101,9 @@ class There(Here):
             if below:
                 self.converter("rebase", "-u", "-f", "qcow2", "-b", self.ours(below), "-F",
                                "qcow2", image)
+            to = self.file(image)["filename"] if self.read_only else self.ours(image)
             self.converter("convert", *(["-n"] if self.fixed else []), "-f", "raw", "-O", "raw",
-                           image, self.ours(image))
+                           image, to)
             os.unlink(image)
 
     def layouts(self, every, half):

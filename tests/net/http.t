@@ -5,6 +5,7 @@ cd "$(dirname "$0")/../.."
 . tests/net/servers.sh
 net_isolate "$0" "$@"
 . tests/net/server-nbd.sh
+. tests/net/server-http.sh
 
 B=${B:-build}
 IMG=$B/platter-img IO=$B/platter-io
@@ -13,46 +14,26 @@ for ORACLE in "${ORACLE:-}" "$B/oracle/bin" build/oracle/bin; do
 done
 T=$(mktemp -d)
 trap 'net_stop_all; rm -rf "$T"' EXIT
-PORT=$(net_free_port)
-TLS=$((PORT + 1))
-while net_listens "$TLS"; do TLS=$((TLS + 1)); done
+PORT=$(net_free_port) HTTP_PORT=$PORT HTTPS_PORT=$(net_free_port)
 H=http://127.0.0.1:$PORT
 export HOME=$T
 
 setup()
 {
-    chmod 755 "$T"
-    mkdir -p "$T/www" && net_certificates "$T/pki" && echo 'joe:{PLAIN}secretpass' >"$T/pw" &&
-        cat >"$T/nginx.conf" <<END || return 1
-daemon off; pid $T/pid; error_log $T/err; worker_processes 1; user root;
-events { worker_connections 64; }
-http {
-    access_log $T/access; client_body_temp_path $T/n1; proxy_temp_path $T/n2;
-    fastcgi_temp_path $T/n3; uwsgi_temp_path $T/n4; scgi_temp_path $T/n5;
-    server {
-        listen 127.0.0.1:$PORT; root $T/www;
+    echo 'joe:{PLAIN}secretpass' >"$T/pw"
+    http_start "$T" "
         location /norange/ { alias $T/www/; max_ranges 0; }
         location /secret/ { alias $T/www/; auth_basic x; auth_basic_user_file $T/pw; }
         location /biscuit/ {
             alias $T/www/;
-            if (\$http_cookie != "key=secretcookie") { return 403; }
+            if (\$http_cookie != \"key=secretcookie\") { return 403; }
         }
-        location /moved/ { return 302 $H/disk.raw; }
-    }
-    server {
-        listen 127.0.0.1:$TLS ssl; root $T/www;
-        ssl_certificate $T/pki/server-cert.pem; ssl_certificate_key $T/pki/server-key.pem;
-    }
-}
-END
+        location /moved/ { return 302 $H/disk.raw; }" || return 1
     head -c 9000000 /dev/urandom >"$T/www/disk.raw" && truncate -s 20M "$T/www/disk.raw" &&
         head -c 10485760 /dev/urandom >>"$T/www/disk.raw" &&
         "$ORACLE/qemu-img" convert -f raw -O qcow2 "$T/www/disk.raw" "$T/www/disk.qcow2" &&
         "$ORACLE/qemu-img" convert -c -f raw -O qcow2 "$T/www/disk.raw" "$T/www/small.qcow2" &&
-        : >"$T/www/empty" || return 1
-    # Its worker changes into the server's user: root it stays, in a namespace of its own.
-    net_spawn "$T/nginx.log" nginx -e "$T/err" -c "$T/nginx.conf"
-    net_wait_port "$PORT" && net_wait_port "$TLS"
+        : >"$T/www/empty"
 }
 
 # run STATUS COMMAND...: output in $T/out.
@@ -132,7 +113,7 @@ overlay()
 
 tls()
 {
-    local u=https://localhost:$TLS/disk.qcow2 o
+    local u=https://localhost:$HTTPS_PORT/disk.qcow2 o
     o=driver=qcow2,file.driver=https,file.url=$u
     run 1 "$IMG" info "$u" && grep -qi 'certificate' "$T/out" &&
         run 0 env CURL_CA_BUNDLE="$T/pki/ca-cert.pem" "$IMG" info "$u" &&

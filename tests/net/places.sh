@@ -6,6 +6,7 @@
 #   PLACE_NAME_DIR      a folder here that has the same files
 #   PLACE_NAME_FIXED    not empty: its files are "1" to "4", exist and have this size
 #   PLACE_NAME_SCHEME   for --backing-urls
+#   PLACE_NAME_READONLY not empty: images get into the folder, not by the URL
 # places_stop ends them all.  A new place is one function place_NAME.
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -13,6 +14,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/server-iscsi.sh"
 . "$here/server-gluster.sh"
 . "$here/server-nbd.sh"
+. "$here/server-http.sh"
 
 PLACES_FIXED=${PLACES_FIXED:-64M}
 PLACES_LUNS=${PLACES_LUNS:-4}
@@ -55,6 +57,20 @@ place_nbd()
         truncate -s "$PLACES_FIXED" "$1/$i" || return 1
     done
     nbd_kit file dir="$1" && place nbd "$(nbd_url %s)" "$1" nbd "$PLACES_FIXED"
+}
+
+place_http()
+{
+    http_start "$1" && place http "http://$HTTP_HOST:$HTTP_PORT/%s" "$1/www" http &&
+        export PLACE_http_READONLY=yes
+}
+
+# The same way to a server of its own, whose certificate is checked.
+place_https()
+{
+    local HTTP_PORT='' HTTPS_PORT=''
+    http_start "$1" && place https "https://localhost:$HTTPS_PORT/%s" "$1/www" https &&
+        export PLACE_https_READONLY=yes CURL_CA_BUNDLE=$1/pki/ca-cert.pem
 }
 
 place_gluster()
