@@ -1,11 +1,13 @@
 """corpus.py FORMAT DIR - small images of every kind as seeds for the fuzzers; the cases
 that fuzzing found are files in tests/fuzz/found/FORMAT/."""
 import os
+import struct
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "qcow2"))
 sys.path.insert(0, os.path.join(HERE, "..", "formats"))
+import bitmaps                                                  # noqa: E402
 import qcow2img as q                                            # noqa: E402
 import smallimg                                                 # noqa: E402
 import vhdximg                                                  # noqa: E402
@@ -34,6 +36,32 @@ def seeds():
     img = q.Image(size=64 << 10, cluster_bits=9, incompatible=8, compression_type=1)
     img.write_compressed(0, b"\x28\xb5\x2f\xfd\x00\x30\x03\x10\x00\x01\xfc\x01\x00")
     yield "zstd", img
+    yield "snapshot", with_snapshot()
+    yield "bitmap", with_bitmap()
+
+
+def with_snapshot():
+    """One snapshot of when nothing was written yet."""
+    img = q.Image(size=64 << 10, cluster_bits=9)
+    l1, table = img.alloc(), img.alloc()
+    img.write(0, b"\1" * 512)
+    img.header.update(nb_snapshots=1, snapshots_offset=table)
+    img.poke(table, struct.pack(">QIHHIIQIIQQQ2s", l1, img.l1_size, 1, 1, 0, 0, 0, 0, 24, 0,
+                                img.size, 0, b"1a"))
+    return img
+
+
+def with_bitmap():
+    """One bitmap that records, with some bits set."""
+    img = q.Image(size=64 << 10, cluster_bits=9, autoclear=1)
+    directory, table, bits = img.alloc(), img.alloc(), img.alloc()
+    img.write(0, b"\1" * 512)
+    entry = struct.pack(">QIIBBHI1s7x", table, 1, 2, 1, 9, 1, 0, b"b")
+    img.extensions.append((bitmaps.EXT, struct.pack(">IIQQ", 1, 0, len(entry), directory)))
+    img.poke(directory, entry)
+    img.poke64(table, bits)
+    img.poke(bits, b"\x81\1")
+    return img
 
 
 def make(fmt, directory):
