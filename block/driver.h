@@ -80,6 +80,9 @@ struct blk_node {
 struct blk_driver {
     const char *name;
     bool protocol;
+    uint32_t merge;                 /* protocols: reads of at most half of this that follow
+                                       each other come as one of up to this many bytes (and
+                                       max_transfer); 0: not.  See block/merge.c */
     bool compresses;                /* takes BLK_REQ_COMPRESSED; filters pass it on */
     bool filter;                    /* passes n->file through: status, truncate and length
                                        need not be there; see blk_filter_inherit() */

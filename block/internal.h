@@ -23,11 +23,20 @@ struct co {
     void *fake_stack;           /* AddressSanitizer's */
 };
 
+/* Reads that follow each other, not yet given to their node's driver (merge.c). */
+struct blk_held {
+    struct blk_req *first, *last;             /* first NULL: none; linked by next */
+    uint64_t length;
+    int iovcnt;
+};
+
 struct blk_loop {
     pthread_t owner;
     int epfd, evfd;
     struct blk_req *ready, **ready_last;      /* completed, done() not yet called */
     struct co *runnable, **runnable_last;
+    struct blk_held held;
+    struct blk_merged *merged;                /* not in use */
     struct blk_timer *timers;                 /* sorted by time */
     struct blk_hook *hooks;
     pthread_mutex_t post_lock;
@@ -55,6 +64,14 @@ void blk_fiber_pool_free(struct blk_loop *l);
 
 /* request.c; true if anything ran */
 bool blk_req_run_ready(struct blk_loop *l);
+/* request.c: hand req up through its hops to its submitter; from the loop only. */
+void blk_req_finish(struct blk_req *req);
+
+/* merge.c: req is in n and a read; false: give it to the driver as it is. */
+bool blk_merge_read(struct blk_node *n, struct blk_req *req);
+/* merge.c: what is held goes to its driver; true if anything did. */
+bool blk_merge_flush(struct blk_loop *l);
+void blk_merge_free(struct blk_loop *l);
 
 /* request.c: count something as in flight at n; leave with what enter returned. */
 unsigned blk_epoch_enter(struct blk_node *n);

@@ -56,6 +56,7 @@ void blk_loop_free(struct blk_loop *l)
         return;
     }
     blk_fiber_pool_free(l);
+    blk_merge_free(l);
     if (l->epfd >= 0) {
         close(l->epfd);
     }
@@ -282,7 +283,7 @@ static void loop_dispatch(struct blk_loop *l, int timeout)
 
 static bool loop_has_ready(const struct blk_loop *l)
 {
-    return l->ready || l->runnable || atomic_load(&l->posted) || atomic_load(&l->stop);
+    return l->ready || l->runnable || l->held.first || atomic_load(&l->posted) || atomic_load(&l->stop);
 }
 
 void blk_loop_turn(struct blk_loop *l, bool wait)
@@ -291,6 +292,7 @@ void blk_loop_turn(struct blk_loop *l, bool wait)
     /* Whatever ran may have been what the caller waits for: do not sleep then. */
     bool busy = blk_req_run_ready(l) | blk_fiber_run_ready(l) | loop_run_posts(l) |
                 loop_run_timers(l);
+    busy |= blk_merge_flush(l);
     busy |= loop_run_hooks(l) | loop_has_ready(l);
     if (busy && ++l->busy_turns % LOOP_BUSY_TURNS) {
         return;

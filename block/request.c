@@ -103,7 +103,7 @@ void blk_epoch_leave(struct blk_node *n, unsigned epoch)
     }
 }
 
-static void req_finish(struct blk_req *req)
+void blk_req_finish(struct blk_req *req)
 {
     while (req->nhops) {
         struct blk_hop *h = &req->hops[req->nhops - 1];
@@ -126,7 +126,7 @@ bool blk_req_run_ready(struct blk_loop *l)
     l->ready_last = &l->ready;
     while (req) {
         struct blk_req *next = req->next;
-        req_finish(req);
+        blk_req_finish(req);
         req = next;
     }
     return ran;
@@ -162,7 +162,9 @@ void blk_req_enter(struct blk_node *n, struct blk_req *req)
         }
         n->writes = h;
     }
-    n->drv->submit(n, req);
+    if (!(n->drv->merge && req->op == BLK_READ && blk_merge_read(n, req))) {
+        n->drv->submit(n, req);
+    }
 }
 
 /* Does the core have to do something (wait, split, emulate) first? */

@@ -328,6 +328,7 @@ static int file_identity(struct blk_node *n, char *buf, size_t len)
 /* One driver under two names. */
 #define FILE_OPS \
     .protocol = true, \
+    .merge = FILE_INLINE_MAX, \
     .create_opts = file_create_opts, \
     .open = file_open, \
     .lock = file_take_locks, \

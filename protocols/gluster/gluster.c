@@ -346,6 +346,7 @@ const struct blk_driver blk_gluster;
 const struct blk_driver blk_gluster = {
     .name = "gluster",
     .protocol = true,
+    .merge = 32768,
     .schemes = gluster_schemes,
     .create_opts = gluster_create_opts,
     .open = gluster_open,

@@ -324,6 +324,7 @@ extern const struct blk_driver blk_iscsi;
 const struct blk_driver blk_iscsi = {
     .name = "iscsi",
     .protocol = true,
+    .merge = 32768,
     .schemes = iscsi_schemes,
     .create_opts = iscsi_create_opts,
     .open = iscsi_open,

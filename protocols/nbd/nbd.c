@@ -374,6 +374,7 @@ extern const struct blk_driver blk_nbd;
 const struct blk_driver blk_nbd = {
     .name = "nbd",
     .protocol = true,
+    .merge = 32768,
     .schemes = nbdc_schemes,
     .create_opts = nbdc_create_opts,
     .open = nbdc_open,

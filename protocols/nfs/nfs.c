@@ -484,6 +484,7 @@ extern const struct blk_driver blk_nfs;
 const struct blk_driver blk_nfs = {
     .name = "nfs",
     .protocol = true,
+    .merge = 32768,
     .schemes = nfs_schemes,
     .create_opts = nfs_create_opts,
     .open = nfs_open_node,
