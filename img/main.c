@@ -6,6 +6,7 @@
  * stdout took everything.
  */
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,6 +104,15 @@ static int finish_stdout(int status)
     return status;
 }
 
+/* Buffers of a few MiB come and go with every request.  Left alone, malloc() maps each
+ * and gives it back (its threshold never passes the size of an aligned one), and the
+ * kernel clears every page again. */
+static void keep_buffers(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 64 << 20);
+}
+
 int main(int argc, char **argv)
 {
     static const struct option longs[] = {
@@ -115,6 +125,7 @@ int main(int argc, char **argv)
     const char *slash = strrchr(argv[0], '/');
     int c;
 
+    keep_buffers();
     blk_program = slash ? slash + 1 : argv[0];
     while ((c = getopt_long(argc, argv, "+hVT:", longs, NULL)) != -1) {
         switch (c) {

@@ -280,7 +280,7 @@ int qcow2_read_compressed(struct qcow2 *q, uint64_t entry, uint64_t in_cluster,
 
 /* ---- whole clusters in a row ----------------------------------------------------------- */
 
-#define RUN_JOB_BYTES (256u << 10)      /* worth a trip to a worker */
+#define RUN_JOB_BYTES (1u << 20)      /* worth a trip to a worker */
 
 struct run {
     struct qcow2 *q;

