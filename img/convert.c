@@ -739,7 +739,7 @@ static int run_or_help(struct args *a, int argc, char **argv)
 static int convert_main(int argc, char **argv)
 {
     struct args a = { .src_cache = "writeback",
-                      .c = { .sparse = 4096, .workers = 8, .checkpoint = 64u << 20 } };
+                      .c = { .sparse = 4096, .checkpoint = 64u << 20 } };
     int c, ret = 0;
 
     while (ret == 0 && (c = getopt_long(argc, argv, "hf:O:B:F:Cco:l:S:pt:T:qnm:WUr:", longs,
@@ -784,7 +784,7 @@ const struct img_command img_convert = {
         "     requires -n\n"
         "  -o, --target-options TGT_OPTS\n     options of TGT_FMT; \"help\" lists them\n"
         "  -c, --compress\n     write a compressed image; -o compression_level=N: 1 is fastest (zlib 1,\n"
-        "     zstd 3; at most 12 and 22)\n"
+        "     zstd 4; at most 12 and 22)\n"
         "  -t, --target-cache TGT_CACHE\n     cache mode of the target image (unsafe)\n"
         "  -B, --backing BACKING_FILENAME\n     make the target an overlay of BACKING_FILENAME\n"
         "  -F, --backing-format BACKING_FMT\n     specify the format of BACKING_FILENAME\n"
@@ -796,7 +796,7 @@ const struct img_command img_convert = {
         "  --skip-broken-bitmaps\n     with --bitmaps: skip those that are inconsistent\n"
         "  -U, --force-share\n     open images in shared mode for concurrent access\n"
         "  -r, --rate RATE\n     limit writing to RATE bytes a second\n"
-        "  -m, --parallel N\n     how many buffers are read and written in parallel (8)\n"
+        "  -m, --parallel N\n     how many buffers are read and written in parallel (8; between\n     local files one more than there are processors)\n"
         "  -C, --copy-range-offloading\n     let the storage copy where it can\n"
         "  --salvage\n     go on after read errors, with zeros in place of what is lost\n"
         "  -W, --oob-writes\n     allow writing in any order\n"

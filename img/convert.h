@@ -82,7 +82,7 @@ struct convert {
     bool compress;              /* write whole clusters, compressed; cluster is known */
     uint32_t sparse;            /* zeros of this length or more are not written; 0: all are */
     uint32_t cluster;           /* target's cluster size, 0: none; a power of two */
-    unsigned workers;           /* -m */
+    unsigned workers;           /* -m; 0: convert_copy() chooses */
     uint64_t rate;              /* bytes a second, 0: no limit */
     size_t buf_size;            /* multiple of 4096, at least cluster */
     struct digest_stream *digest;   /* of what is copied, or NULL; not with has_backing */

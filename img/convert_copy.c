@@ -11,12 +11,14 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "img/convert.h"
 #include "img/convert_resume.h"
 #include "img/digest.h"
 #include "img/img.h"
 
+#define WORKERS_DEFAULT 8
 #define PROBE_BYTES 64u                 /* what decides most pieces that hold data */
 
 struct worker {
@@ -533,6 +535,28 @@ static int start_workers(struct convert *c, struct worker **workers)
     return c->running ? 0 : ret;
 }
 
+static bool is_local(const struct blk_node *n)
+{
+    while (n && !blk_is_protocol(n)) {
+        n = blk_file(n);
+    }
+    return n && (!strcmp(blk_format_name(n), "file") ||
+                 !strcmp(blk_format_name(n), "host_device"));
+}
+
+/* A server is kept busy by many requests.  Between local files buffers that no processor
+ * works on only push the others out of its cache. */
+static unsigned choose_workers(const struct convert *c)
+{
+    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    bool local = !c->dst || is_local(c->dst);
+
+    for (size_t i = 0; i < c->nsrc; i++) {
+        local = local && is_local(c->src[i].node);
+    }
+    return local && cpus > 0 && cpus < WORKERS_DEFAULT ? (unsigned)cpus + 1 : WORKERS_DEFAULT;
+}
+
 int convert_copy(struct convert *c)
 {
     struct worker *workers[CONVERT_WORKERS_MAX] = { NULL };
@@ -544,6 +568,7 @@ int convert_copy(struct convert *c)
         grain &= grain - 1;
     }
     c->grain = BLK_MAX(grain, BLK_MIN(c->cluster, 65536u));
+    c->workers = c->workers ? c->workers : choose_workers(c);
     ret = start_workers(c, workers);
     if (ret < 0) {
         convert_fail(c, ret, CONVERT_READ, 0);

@@ -166,7 +166,7 @@ static const struct option longs[] = {
 static int dd_main(int argc, char **argv)
 {
     struct args a = { .bs = 512, .target.format = "raw",
-                      .c = { .workers = 8, .buf_size = CONVERT_BUF_MIN,
+                      .c = { .buf_size = CONVERT_BUF_MIN,
                              .backing_size = UINT64_MAX } };
     int c;
 

@@ -51,7 +51,7 @@ static int digest_node(struct args *a, struct blk_node *n, uint64_t done, uint64
     uint64_t size = (blk_size(n) + CONVERT_SECTOR - 1) & ~(CONVERT_SECTOR - 1ull);
     struct digest_stream *s = digest_stream_new(a->algorithm, false);
     struct convert_source src = { .node = n, .length = size };
-    struct convert c = { .src = &src, .nsrc = 1, .total = size, .workers = 8, .done = done,
+    struct convert c = { .src = &src, .nsrc = 1, .total = size, .done = done,
                          .work = work };
     uint8_t digest[HASH_MAX];
     int err = s ? digest_read(&c, s) : -ENOMEM;
