@@ -97,10 +97,9 @@ static bool io_write_flags(struct io_op *op)
         printf("-u requires -z to be specified\n");
         return false;
     }
-    if (a->zero + a->has_pattern + (a->source != NULL) > 1) {
-        printf(strncmp(op->name, "aio", 3)
-               ? "Only one of -z, -P, and -s can be specified at the same time\n"
-               : "-z and -P cannot be specified at the same time\n");
+    bool aio = !strncmp(op->name, "aio", 3);        /* there -z makes -P idle */
+    if (!aio && a->zero + a->has_pattern + (a->source != NULL) > 1) {
+        printf("Only one of -z, -P, and -s can be specified at the same time\n");
         return false;
     }
     op->op = a->zero ? BLK_WRITE_ZEROES : BLK_WRITE;
@@ -491,7 +490,7 @@ static void io_line(struct shell *sh, char *line)
         return;
     const struct io_command *c = io_find(argv[0]);
     if (!c)
-        printf("command \"%s\" not found\n", argv[0]);
+        fprintf(stderr, "command \"%s\" not found\n", argv[0]);
     if (!c || !io_count_fits(c, argc - 1) || !io_may_run(sh, c) || !c->fn(sh, argc, argv))
         sh->failed = true;
 }

@@ -81,9 +81,9 @@ def own(tmp):
     rc, out, _ = run(IO, path, ["write 1M 512"])
     if rc != 1 or "write failed" not in out:
         return "a write past the end: exit %d, %s" % (rc, out)
-    rc, out, _ = run(IO, path, ["frobnicate"])
-    if rc != 1 or 'command "frobnicate" not found' not in out:
-        return "an unknown command: exit %d, %s" % (rc, out)
+    rc, _, err = run(IO, path, ["frobnicate"])
+    if rc != 1 or err != 'command "frobnicate" not found\n':
+        return "an unknown command: exit %d, %s" % (rc, err)
     rc, _, err = run(IO, os.path.join(tmp, "none"), [])
     if rc != 1 or "can't open" not in err or err.count("\n") != 1:
         return "a missing file: exit %d, %s" % (rc, err)
