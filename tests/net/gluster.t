@@ -142,7 +142,7 @@ errors()
         fails_with "needs a volume and a path" platter-img info gluster://$GLUSTER_HOST/v0 &&
         fails_with "unknown parameter 'x'" platter-img info "$U/a.raw?x=1" &&
         fails_with "and no host" platter-img info "gluster+unix://h/v0/a.raw?socket=/x" &&
-        fails_with "server.1.host" platter-img info --image-opts \
+        fails_with "Parameter 'host' is missing" platter-img info --image-opts \
             driver=gluster,volume=v0,path=a,server.0.type=inet,server.0.host=h,server.1.type=inet &&
         mkdir -p "$D/dir" && fails_with "regular file" platter-img info $U/dir
 }
