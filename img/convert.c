@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "img/convert.h"
+#include "img/convert_bitmaps.h"
 #include "img/convert_resume.h"
 #include "img/convert_target.h"
 #include "img/convert_verify.h"
@@ -313,127 +314,6 @@ static int check_backing(const struct args *a)
     return -EINVAL;
 }
 
-/* Can the source's bitmaps be copied? */
-static int check_source_bitmaps(struct args *a)
-{
-    struct blk_node *n = a->c.src[0].node;
-    struct blk_bitmap b;
-    size_t count = 0;
-
-    if (a->c.nsrc > 1) {
-        img_error("Copying bitmaps only possible with single source");
-        return -EINVAL;
-    }
-    if (!blk_has_bitmaps(n)) {
-        img_error("Source lacks bitmap support");
-        return -ENOTSUP;
-    }
-    while (blk_bitmap_at(n, count, &b)) {
-        count++;
-    }
-    /* QEMU's list has the last one first. */
-    while (count-- && blk_bitmap_at(n, count, &b)) {
-        if (b.inconsistent && !a->skip_broken) {
-            struct blk_error e = BLK_ERROR_INIT;
-            blk_err(&e, EINVAL, "Cannot copy inconsistent bitmap '%s'", b.name);
-            blk_error_hint(&e, "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' "
-                           "to delete it");
-            img_report(&e);
-            return -EINVAL;
-        }
-    }
-    return 0;
-}
-
-static int copy_bitmap(struct blk_node *src, struct blk_node *dst, const struct blk_bitmap *b)
-{
-    struct blk_error e = BLK_ERROR_INIT;
-    const char *what = "create";
-    int err = blk_bitmap_change(dst, BLK_BITMAP_ADD, b->name, b->granularity, &e);
-
-    if (!err) {
-        what = "populate";
-        err = blk_bitmap_merge(dst, b->name, src, b->name, &e);
-        err = err || b->enabled ? err
-              : blk_bitmap_change(dst, BLK_BITMAP_DISABLE, b->name, 0, &e);
-        if (err) {
-            blk_bitmap_change(dst, BLK_BITMAP_REMOVE, b->name, 0, NULL);
-        }
-    }
-    if (err) {
-        img_report_prefixed(&e, "Failed to %s bitmap %s: ", what, b->name);
-    }
-    return err;
-}
-
-static bool has_bitmap(struct blk_node *n, const char *name)
-{
-    struct blk_bitmap b;
-    size_t i = 0;
-
-    while (blk_bitmap_at(n, i, &b) && strcmp(b.name, name)) {
-        i++;
-    }
-    return blk_bitmap_at(n, i, &b);
-}
-
-static size_t count_bitmaps(struct blk_node *n)
-{
-    struct blk_bitmap b;
-    size_t count = 0;
-
-    while (blk_bitmap_at(n, count, &b)) {
-        count++;
-    }
-    return count;
-}
-
-/* Before anything is copied by a convert that can go on: a bitmap in the target that has
- * a name of the source's is in the way at first; later it is a copy that an earlier run
- * made and does not go by what is copied again. */
-static int clear_way_for_bitmaps(struct args *a)
-{
-    struct blk_node *src = a->c.src[0].node;
-    size_t count = count_bitmaps(src);
-    struct blk_error e = BLK_ERROR_INIT;
-    struct blk_bitmap b;
-    int err = 0;
-
-    for (size_t i = 0; i < count && !err && blk_bitmap_at(src, i, &b); i++) {
-        if (b.inconsistent || !has_bitmap(a->c.dst, b.name)) {
-            continue;
-        } else if (!journal_resumes(a->c.journal)) {
-            err = copy_bitmap(src, a->c.dst, &b);       /* says why that cannot be */
-        } else {
-            err = blk_bitmap_change(a->c.dst, BLK_BITMAP_REMOVE, b.name, 0, &e);
-        }
-    }
-    if (e.err) {
-        img_report(&e);
-    }
-    return err;
-}
-
-static int copy_bitmaps(struct args *a)
-{
-    struct blk_node *src = a->c.src[0].node;
-    size_t count = count_bitmaps(src);
-    struct blk_bitmap b;
-    int err = 0;
-
-    for (size_t i = count; i-- && !err && blk_bitmap_at(src, i, &b);) {
-        if (b.inconsistent) {
-            img_warning("Skipping inconsistent bitmap '%s'", b.name);
-        } else if (has_bitmap(a->c.dst, b.name)) {
-            err = copy_bitmap(src, a->c.dst, &b);       /* says why that cannot be */
-        }
-    }
-    for (size_t i = 0; i < count && !err && blk_bitmap_at(src, i, &b); i++) {
-        err = b.inconsistent ? 0 : copy_bitmap(src, a->c.dst, &b);
-    }
-    return err;
-}
-
 static int create_target(struct args *a)
 {
     struct blk_error e = BLK_ERROR_INIT;
@@ -466,7 +346,7 @@ static int prepare_target(struct args *a)
         ret = check_compression(a);
     }
     if (ret == 0 && a->bitmaps) {
-        ret = check_source_bitmaps(a);
+        ret = convert_check_bitmaps(&a->c, a->skip_broken);
     }
     return ret;
 }
@@ -649,13 +529,13 @@ static int convert_images(struct args *a)
     }
     bool goes_on = a->c.journal && journal_resumes(a->c.journal);
     if (ret == 0 && a->c.journal && a->bitmaps && !goes_on) {
-        ret = clear_way_for_bitmaps(a);
+        ret = convert_clear_way_for_bitmaps(&a->c);
     }
     if (ret == 0) {
         ret = begin(a);
     }
     if (ret == 0 && a->bitmaps && goes_on) {
-        ret = clear_way_for_bitmaps(a);
+        ret = convert_clear_way_for_bitmaps(&a->c);
     }
     if (ret == 0) {
         ret = convert_copy(&a->c);
@@ -664,7 +544,7 @@ static int convert_images(struct args *a)
         }
     }
     if (ret == 0 && a->bitmaps) {
-        ret = copy_bitmaps(a);
+        ret = convert_copy_bitmaps(&a->c);
     }
     return ret;
 }
