@@ -218,6 +218,9 @@ void blk_between_free(struct blk_node *n);      /* NULL is fine */
 
 /* ---- opening children ------------------------------------------------------- */
 
+/* The name by which n is opened again and told of is this one, malloc'd or NULL; n's from
+ * now on.  -ENOMEM: it keeps the one it has. */
+int blk_node_rename(struct blk_node *n, char *filename);
 /* Fiber. Open a file named inside n's image (external data file): plain paths
  * only unless allowed, as they are (QEMU resolves them against the working
  * directory, not against n's own file); raw, n's own flags.  Not n's own storage. */

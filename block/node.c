@@ -63,6 +63,21 @@ struct blk_node *blk_node_new(struct blk_loop *l, const struct blk_driver *drv,
     return n;
 }
 
+int blk_node_rename(struct blk_node *n, char *filename)
+{
+    char *shown = filename ? blk_redact(filename) : NULL;
+
+    if (!shown) {
+        free(filename);
+        return -ENOMEM;
+    }
+    free(n->filename);
+    free(n->shown);
+    n->filename = filename;
+    n->shown = shown;
+    return 0;
+}
+
 void blk_node_free(struct blk_node *n)
 {
     blk_chainmap_free(n->chainmap);

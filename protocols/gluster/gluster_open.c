@@ -65,17 +65,7 @@ static int gluster_open_file(struct blk_node *n, struct gluster_state *g, struct
  * backing files are relative to. */
 static int gluster_set_filename(struct blk_node *n, const struct gluster_name *name)
 {
-    char *url = gluster_name_url(name), *shown = url ? blk_redact(url) : NULL;
-
-    if (!shown) {
-        free(url);
-        return -ENOMEM;
-    }
-    free(n->filename);
-    free(n->shown);
-    n->filename = url;
-    n->shown = shown;
-    return 0;
+    return blk_node_rename(n, gluster_name_url(name));
 }
 
 int gluster_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)

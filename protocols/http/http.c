@@ -67,22 +67,6 @@ static void disk_free(struct http_disk *d)
     free(d);
 }
 
-/* The name is the URL, however that was given. */
-static void disk_rename(struct blk_node *n, const char *url)
-{
-    char *name = strdup(url), *shown = blk_redact(url);
-
-    if (!name || !shown) {
-        free(name);
-        free(shown);
-        return;
-    }
-    free(n->filename);
-    free(n->shown);
-    n->filename = name;
-    n->shown = shown;
-}
-
 static void global_init(void)
 {
     curl_global_init(CURL_GLOBAL_DEFAULT);
@@ -101,7 +85,7 @@ static int http_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e
     if (!r && n->oflags & BLK_O_RDWR)
         r = blk_err(e, EACCES, "curl driver does not support writes");
     if (!r && blk_opts_has(o, "url"))
-        disk_rename(n, blk_opts_get(o, "url"));
+        (void)blk_node_rename(n, strdup(blk_opts_get(o, "url")));
     r = r ? r : blk_net_init(&d->net, o, n->shown, e);
     if (http_fetches_init(d) < 0 && !r)
         r = blk_err_errno(e, ENOMEM, "no memory for the connection");

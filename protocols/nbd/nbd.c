@@ -231,21 +231,6 @@ static void disk_set_limits(struct blk_node *n, const struct nbdc_disk *d)
     };
 }
 
-/* The name as QEMU prints it, however it was given. */
-static void disk_rename(struct blk_node *n, const struct nbdc_config *cfg)
-{
-    char *url = nbdc_config_url(cfg), *shown = url ? strdup(url) : NULL;
-
-    if (!shown) {
-        free(url);
-        return;
-    }
-    free(n->filename);
-    free(n->shown);
-    n->filename = url;
-    n->shown = shown;
-}
-
 /* As QEMU has it; libnbd knows no more than that the name was refused. */
 static int disk_connect_error(struct nbdc_disk *d, int err, struct blk_error *e)
 {
@@ -288,7 +273,7 @@ static int nbdc_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e
     no_sigpipe();
     int r = nbdc_config_get(&d->cfg, o, e);
     if (!r && !(d->cfg.tls && blk_opts_has(o, "filename")))
-        disk_rename(n, &d->cfg);
+        (void)blk_node_rename(n, nbdc_config_url(&d->cfg));      /* as QEMU prints it */
     r = r ? r : blk_net_init(&d->net, o, n->shown, e);
     r = r ? r : disk_connect(d, e);
     if (!r && d->read_only && n->oflags & BLK_O_RDWR)

@@ -286,23 +286,16 @@ static int disk_limits(struct nfs_disk *d, struct blk_error *e)
 static void disk_rename(struct blk_node *n, struct nfs_disk *d)
 {
     const struct nfs_where *w = &d->where;
-    char *url = NULL, *shown = NULL, ids[40] = "";
+    char *url = NULL, ids[40] = "";
 
     if (w->uid >= 0 && w->gid >= 0)
         snprintf(ids, sizeof(ids), "?uid=%d&gid=%d", w->uid, w->gid);
     if (asprintf(&url, "nfs://%s%s/%s%s", w->host, strcmp(w->dir, "/") ? w->dir : "", w->file,
                  ids) < 0)
         return;
-    shown = strdup(url);
-    if (!shown) {
-        free(url);
+    if (blk_node_rename(n, url))
         return;
-    }
-    free(n->filename);
-    free(n->shown);
-    n->filename = url;
-    n->shown = shown;
-    snprintf(d->net.shown, sizeof(d->net.shown), "%s", shown);
+    snprintf(d->net.shown, sizeof(d->net.shown), "%s", n->shown);
 }
 
 static int nfs_open_node(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
