@@ -113,7 +113,7 @@ static bool has_more_files(const char *path, const char *format)
     if (n == sizeof(b) && !memcmp(b, "QFI\xfb\0\0\0\3", 8)) {
         return b[79] & 4;       /* the incompatible feature "external data file" */
     }
-    return n > 4 && (!memcmp(b, "KDMV", 4) || strchr("# v", b[0]));
+    return n > 4 && (!memcmp(b, "KDMV", 4) || memchr("# v", b[0], 3));
 }
 
 static void raise_walls(const struct sandbox *s, const struct img_image *im,
