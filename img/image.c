@@ -67,17 +67,31 @@ static void warn_guessed(const struct img_image *im, struct blk_node *n)
             blk_filename(blk_file(n)));
 }
 
-static struct blk_node *open_opts(const struct img_image *im)
+struct blk_opts *img_image_options(const struct img_image *im, unsigned *flags)
 {
     struct blk_error e = BLK_ERROR_INIT;
     struct blk_opts *o = blk_opts_new();
-    struct blk_open_args args = { .opts = o, .flags = im->flags,
-                                  .backing_urls = img_backing_urls };
+
+    if (im->image_opts && im->format) {
+        img_error("--image-opts and --format are mutually exclusive");
+    } else if (im->image_opts && blk_opts_parse(o, im->filename, "file", &e)) {
+        img_report(&e);
+    } else if (!im->image_opts || !take_force_share(o, flags)) {
+        return o;
+    }
+    blk_opts_free(o);
+    return NULL;
+}
+
+static struct blk_node *open_opts(const struct img_image *im)
+{
+    struct blk_error e = BLK_ERROR_INIT;
+    struct blk_open_args args = { .flags = im->flags, .backing_urls = img_backing_urls };
+    struct blk_opts *o = img_image_options(im, &args.flags);
     struct blk_node *n = NULL;
 
-    if (blk_opts_parse(o, im->filename, "file", &e)) {
-        img_report(&e);
-    } else if (!take_force_share(o, &args.flags) && blk_open(img_loop(), &args, &n, &e)) {
+    args.opts = o;
+    if (o && blk_open(img_loop(), &args, &n, &e)) {
         report_open(im, &e);
         n = NULL;
     }
@@ -105,10 +119,6 @@ struct blk_node *img_open(const struct img_image *im)
 {
     struct blk_node *n;
 
-    if (im->image_opts && im->format) {
-        img_error("--image-opts and --format are mutually exclusive");
-        return NULL;
-    }
     n = im->image_opts ? open_opts(im) : open_name(im);
     if (n) {
         warn_guessed(im, n);

@@ -127,6 +127,9 @@ struct img_image {
 };
 /* NULL: the message has been printed.  In a fiber or not. */
 struct blk_node *img_open(const struct img_image *im);
+/* The list of --image-opts, what it says of locks in *flags (BLK_O_*); without the option
+ * an empty one.  NULL: the message is printed. */
+struct blk_opts *img_image_options(const struct img_image *im, unsigned *flags);
 /* Close; prints what went wrong. Returns 0 or -errno. NULL is fine. */
 int img_close(struct blk_node *n);
 

@@ -207,23 +207,6 @@ static json_t *sandbox_words(void)
 
 /* ---- the command ------------------------------------------------------------------------------ */
 
-/* The list of --image-opts, or an empty one; NULL: said what is wrong. */
-static struct blk_opts *image_options(const struct img_image *im)
-{
-    struct blk_error e = BLK_ERROR_INIT;
-    struct blk_opts *o = blk_opts_new();
-
-    if (im->image_opts && im->format) {
-        img_error("--image-opts and --format are mutually exclusive");
-    } else if (im->image_opts && blk_opts_parse(o, im->filename, "file", &e)) {
-        img_report(&e);
-    } else {
-        return o;
-    }
-    blk_opts_free(o);
-    return NULL;
-}
-
 static int finish(const struct inspect *a, struct report *r)
 {
     static const int status[] = { STATUS_SAFE, STATUS_DAMAGED, STATUS_SUSPICIOUS, STATUS_REFUSED };
@@ -238,11 +221,11 @@ static int finish(const struct inspect *a, struct report *r)
     return status[r->verdict];
 }
 
-static int inspect_with(const struct inspect *a, struct blk_opts *o)
+static int inspect_with(const struct inspect *a, struct blk_opts *o, unsigned flags)
 {
     struct blk_open_args args = {
         .filename = a->image.image_opts ? NULL : a->image.filename, .format = a->image.format,
-        .opts = o, .flags = a->image.flags,
+        .opts = o, .flags = flags,
     };
     char *shown = blk_redact(a->image.filename);
     struct report r = { .o = json_object() };
@@ -277,8 +260,9 @@ out:
 static int inspect_run(void *arg)
 {
     const struct inspect *a = arg;
-    struct blk_opts *o = image_options(&a->image);
-    int status = o ? inspect_with(a, o) : STATUS_FAILED;
+    unsigned flags = a->image.flags;
+    struct blk_opts *o = img_image_options(&a->image, &flags);
+    int status = o ? inspect_with(a, o, flags) : STATUS_FAILED;
 
     blk_opts_free(o);
     return status;
