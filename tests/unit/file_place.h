@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/magic.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -187,10 +188,15 @@ struct place {
     struct blk_error e;
 };
 
+/* Memory has no sectors: where TMPDIR is a tmpfs, "not memory" is elsewhere. */
 static const char *place_root(bool memory)
 {
     const char *tmp = getenv("TMPDIR");
-    return memory ? "/dev/shm" : tmp && *tmp ? tmp : "/var/tmp";
+    struct statfs fs;
+
+    if (memory)
+        return "/dev/shm";
+    return tmp && !statfs(tmp, &fs) && fs.f_type != TMPFS_MAGIC ? tmp : "/var/tmp";
 }
 
 /* A test that fails leaves its place through longjmp: what is left then goes here. */
