@@ -10,8 +10,8 @@
  *  - One run is held at a time, of one node; what does not continue it sends it off.
  *  - Members keep their hops and their place in inflight[]: the core's own request
  *    has none, and counts nowhere.
- *  - A failed run is read again one by one: an error is only that of the bytes it is
- *    about.
+ *  - A run that fails with EIO is read again one by one: bad bytes are only their own
+ *    read's error.  Any other error is the storage's, and all members'.
  */
 #include "block/internal.h"
 #include <errno.h>
