@@ -110,7 +110,7 @@ $(filter $(B)/tests/unit/virtio_% $(B)/tests/unit/run_%,$(unit_bin)): $(B)/tests
 	@mkdir -p $(@D)
 	$(CC) $(base_flags) $(warn_flags) $(lib_cflags) $(CFLAGS) $(ld_san) -o $@ $< $(vmm_objs) $(B)/libplatter.a $(lib_libs) -lcmocka
 # Programs that script tests run: tests/crash/NAME.c -> build/tests/crash/NAME
-helper_bin := $(patsubst %.c,$(B)/%,$(wildcard tests/crash/*.c tests/fuzz/*.c))
+helper_bin := $(patsubst %.c,$(B)/%,$(wildcard tests/crash/*.c tests/fuzz/*.c tests/qcow2/*.c))
 $(helper_bin): $(B)/tests/%: tests/%.c $(B)/libplatter.a
 	@mkdir -p $(@D)
 	$(CC) $(base_flags) $(warn_flags) $(lib_cflags) $(CFLAGS) $(ld_san) -o $@ $< $(B)/libplatter.a $(lib_libs)

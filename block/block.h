@@ -33,6 +33,7 @@
 #define BLK_CHAIN_MAX      512u          /* nodes in one backing chain */
 #define BLK_NAME_MAX       1023u         /* bytes of a name inside an image */
 #define BLK_SIZE_MAX       (INT64_MAX & ~511ull) /* largest virtual size */
+#define BLK_LENGTH_MAX     (INT64_MAX & ~((1ll << 30) - 1))   /* largest that can be asked for */
 #define BLK_JSON_MAX       (1u << 20)    /* bytes of a json: pseudo name */
 #define BLK_FACTS_MAX      2048u         /* names, features, extensions that are listed */
 #define BLK_HOPS           8             /* nodes one request may pass through
@@ -62,6 +63,10 @@ void blk_error_clear(struct blk_error *e);
  * no newline, any thread.  Default: "PROGRAM: line" on stderr. */
 void blk_report(const char *fmt, ...) BLK_PRINTF(1, 2);
 void blk_set_report(void (*fn)(void *arg, const char *line), void *arg);
+/* The same for what QEMU says without naming itself or the image: by default the line alone,
+ * and with "NAME: " in front for fn or, set once, in programs that have many images open. */
+void blk_report_bare(const char *name, const char *fmt, ...) BLK_PRINTF(2, 3);
+extern bool blk_report_names;
 /* The name in front of messages; default "platter". Not copied. */
 extern const char *blk_program;
 
@@ -71,6 +76,7 @@ extern const char *blk_program;
  * Later settings of a key replace earlier ones.  JSON objects and arrays are
  * flattened ("a.b", "a.0").  Each get marks the key as used. */
 struct blk_opts;
+typedef struct json_t json_t;       /* jansson's */
 struct blk_opts *blk_opts_new(void);
 struct blk_opts *blk_opts_dup(const struct blk_opts *o);   /* NULL -> empty */
 void blk_opts_free(struct blk_opts *o);                    /* NULL is fine */
@@ -81,10 +87,16 @@ void blk_opts_del(struct blk_opts *o, const char *key);
  * special.  implied: key for a first word without "=", or NULL. */
 int blk_opts_parse(struct blk_opts *o, const char *text, const char *implied,
                    struct blk_error *e);
+/* The same for options of images on command lines, which QEMU takes as it always did: "flag"
+ * and "noflag" with a warning on stderr, and keys of no letters. */
+int blk_opts_parse_loose(struct blk_opts *o, const char *text, const char *implied,
+                         struct blk_error *e);
 int blk_opts_parse_json(struct blk_opts *o, const char *json, struct blk_error *e);
 /* Value or NULL; owned by o, valid until the key changes. */
 const char *blk_opts_get(struct blk_opts *o, const char *key);
 bool blk_opts_has(const struct blk_opts *o, const char *key);  /* does not mark */
+/* The value as it was written, a string unless JSON said it without quotes; the caller's. */
+json_t *blk_opts_json(const struct blk_opts *o, const char *key);
 /* Typed gets: *out is untouched when the key is absent.  -EINVAL with QEMU's
  * words ("Parameter 'x' expects ...") when it does not parse.
  * size: bytes with optional suffix b k K M G T P E (powers of 1024). */
@@ -100,6 +112,10 @@ const char *blk_opts_unused(const struct blk_opts *o);
 
 /* "10G" etc. to bytes; -EINVAL, or -ERANGE beyond 2^64-1.  Whole string. */
 int blk_parse_size(const char *s, uint64_t *out);
+/* QEMU's name of a cache mode ("none", "writeback", ...) into BLK_O_DIRECT, BLK_O_NO_FLUSH
+ * and BLK_O_WRITETHROUGH of *flags, which are cleared first; -EINVAL, and *flags is as it
+ * was: the words differ by program. */
+int blk_parse_cache(const char *mode, unsigned *flags);
 
 /* Objects that the user defines and options name by their id: "secret,id=ID,data=TEXT |
  * file=NAME[,format=raw|base64][,keyid=ID,iv=BASE64]", "tls-creds-x509,id=ID,dir=FOLDER",
@@ -128,6 +144,9 @@ void blk_url_free(struct blk_url *u);
 char *blk_redact(const char *name);
 /* Does this name start with PROTOCOL: (json: included)?  Plain paths do not. */
 bool blk_has_protocol(const char *name);
+/* May an image name this file?  list: protocols, see blk_open_args.backing_urls; any
+ * thread. */
+bool blk_inner_name_allowed(const char *list, const char *name);
 /* malloc'd: name resolved against base's directory; URLs and absolute paths stay. */
 char *blk_resolve_name(const char *base, const char *name);
 
@@ -227,7 +246,7 @@ void co_work(void (*fn)(void *arg), void *arg);  /* on the CPU pool; fiber waits
 
 /* ---- requests ------------------------------------------------------------- */
 
-enum blk_op { BLK_READ, BLK_WRITE, BLK_WRITE_ZEROES, BLK_DISCARD, BLK_FLUSH, BLK_OPS };
+enum blk_op { BLK_READ, BLK_WRITE, BLK_WRITE_ZEROES, BLK_DISCARD, BLK_FLUSH, BLK_COPY, BLK_OPS };
 
 enum {
     BLK_REQ_FUA        = 1u << 0,   /* durable when done */
@@ -249,6 +268,8 @@ struct blk_req {
     uint64_t offset, length;
     const struct iovec *iov;        /* READ, WRITE: covers exactly length bytes */
     int iovcnt;
+    struct blk_node *from;          /* COPY: storage whose bytes at from_offset are written, */
+    uint64_t from_offset;           /* as blk_can_copy() says they can be */
     int result;                     /* 0 or -errno, set before done() */
     void (*done)(struct blk_req *req);
     void *arg;
@@ -272,7 +293,8 @@ struct blk_req {
 
 /* Owner thread, fiber or not.  done() is called from the loop, exactly once,
  * never inside blk_submit().  Reads past the node's end give zeros; writes past
- * it fail with -ENOSPC unless the node can grow.  FLUSH ignores offset, length. */
+ * it fail with -ENOSPC unless the node can grow.  FLUSH ignores offset, length.
+ * COPY: -ENOTSUP, and any other error, may leave part of it done. */
 void blk_submit(struct blk_node *n, struct blk_req *req);
 
 /* The same for fibers. */
@@ -284,6 +306,9 @@ int co_writev(struct blk_node *n, uint64_t off, const struct iovec *iov, int cnt
 int co_write_zeroes(struct blk_node *n, uint64_t off, uint64_t len, unsigned flags);
 int co_discard(struct blk_node *n, uint64_t off, uint64_t len);
 int co_flush(struct blk_node *n);
+
+/* Could a COPY from this protocol node to n succeed, as far as is known without trying? */
+bool blk_can_copy(const struct blk_node *n, const struct blk_node *from);
 
 /* Several requests in flight from one fiber.  Zero-initialise; add; wait. */
 struct co_batch { unsigned pending; int err; struct co *waiter; };
@@ -375,10 +400,13 @@ bool blk_read_only(const struct blk_node *n);
 const char *blk_format_name(const struct blk_node *n);   /* "qcow2", "file" */
 const char *blk_filename(const struct blk_node *n);      /* as given, redacted */
 struct blk_node *blk_file(const struct blk_node *n);     /* protocol child or NULL */
+const char *blk_file_role(const struct blk_node *n);     /* how QEMU calls it: "file" */
 struct blk_node *blk_data_file(const struct blk_node *n);/* external data file or NULL */
 struct blk_node *blk_backing(const struct blk_node *n);  /* or NULL */
 /* i-th further file of an image that has several, or NULL; *name is how QEMU calls it. */
 struct blk_node *blk_more_file(const struct blk_node *n, unsigned i, const char **name);
+/* Writable, and raw only because no other format was recognised. */
+bool blk_raw_guessed(const struct blk_node *n);
 struct blk_loop *blk_node_loop(const struct blk_node *n);
 const struct blk_limits *blk_node_limits(const struct blk_node *n);
 enum blk_cap blk_can_zero(const struct blk_node *n);
@@ -430,6 +458,18 @@ int blk_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name,
  * NULL matches all.  -ENOTSUP; -ENOENT: no such snapshot; -EINVAL: n is writable. */
 int blk_snapshot_load(struct blk_node *n, const char *id, const char *name,
                       struct blk_error *e);
+
+/* Fiber.  Read or write the state of a virtual machine that is saved beside the disk, off
+ * bytes from its start; iov covers len.  It is no snapshot's yet.  -ENOTSUP. */
+int blk_vm_state(struct blk_node *n, bool write, uint64_t off, const struct iovec *iov, int cnt,
+                 uint64_t len);
+
+/* For tests: a blkdebug node at or below n holds back what is sent to it at an event.
+ * BREAK: the next request after "event" waits under this tag.  REMOVE, RESUME: the tag's
+ * breakpoints go, what waits goes on.  SUSPENDED: 1 if something waits under the tag.
+ * -ENOTSUP: no such node; -ENOENT: no such event or tag. */
+enum blk_debug_op { BLK_DEBUG_BREAK, BLK_DEBUG_REMOVE, BLK_DEBUG_RESUME, BLK_DEBUG_SUSPENDED };
+int blk_debug(struct blk_node *n, enum blk_debug_op op, const char *event, const char *tag);
 
 /* Persistent dirty bitmaps: which parts of the disk were written to.  Changes are in
  * memory until the node is closed.  ADD makes an enabled one; granularity in bytes, 0:
@@ -495,7 +535,6 @@ struct blk_stream {
 int blk_stream(struct blk_loop *l, const char *format, const struct blk_opts *opts,
                const struct blk_stream *s, struct blk_error *e);
 
-typedef struct json_t json_t;       /* jansson's */
 struct blk_info {
     uint64_t cluster_size;          /* 0: none */
     bool dirty, corrupt, encrypted, compressed;

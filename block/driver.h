@@ -8,6 +8,8 @@
  *    limits.req_align and its buffers to mem_align, not larger than the limits,
  *    READ within size, WRITE within size unless can_grow, DISCARD/WRITE_ZEROES
  *    within size.  Drivers assert, they do not re-check.
+ *  - COPY only if can_copy() says so; from_offset is aligned as offset is, and the
+ *    range lies within from.  Nobody changes it meanwhile.
  *  - FUA only if caps say NATIVE (else the core flushes after the write).
  * What submit() promises the core
  *  - it never blocks and completes the request exactly once, by blk_complete(),
@@ -86,8 +88,13 @@ struct blk_driver {
     bool compresses;                /* takes BLK_REQ_COMPRESSED; filters pass it on */
     bool filter;                    /* passes n->file through: status, truncate and length
                                        need not be there; see blk_filter_inherit() */
+    bool over_images;               /* filters: below may be an image of any format, with a
+                                       backing chain, if its driver is said */
+    const char *child;              /* filters: what options call n->file; NULL: "file" */
     bool bitmaps;                   /* formats: QEMU keeps bitmaps there; see bitmap_has() */
-    const char *const *schemes;     /* protocols: URL schemes, NULL-terminated */
+    const char *const *schemes;     /* protocols and filters: URL schemes, NULL-terminated */
+    /* Filters with a scheme: what the name says, as options. */
+    int (*parse_name)(const char *name, struct blk_opts *o, struct blk_error *e);
     const struct blk_option_desc *create_opts;  /* NULL: cannot create */
     const struct blk_option_desc *amend_opts;   /* NULL: cannot amend */
 
@@ -109,11 +116,17 @@ struct blk_driver {
     int (*close)(struct blk_node *n, struct blk_error *e);
 
     void (*submit)(struct blk_node *n, struct blk_req *req);
+    /* Takes COPY of bytes of this protocol node (formats ask blk_can_copy() of their
+     * storage).  NULL: of none. */
+    bool (*can_copy)(const struct blk_node *n, const struct blk_node *from);
 
     /* Fiber; NULL: -ENOTSUP.  Zeroes for [off, off+len) inside one block of
      * limits.zero_align: if the rest of the block reads as zeros and no data has to be
      * written for it, all of it becomes zeros; else -ENOTSUP.  flags: the request's. */
     int (*zero_part)(struct blk_node *n, uint64_t off, uint64_t len, unsigned flags);
+    /* Fiber; protocols; NULL: nothing to do.  Best effort: space for [off, off+len), of which
+     * nothing was ever written; it goes on reading as zeros.  The node may grow up to there. */
+    void (*reserve)(struct blk_node *n, uint64_t off, uint64_t len);
     /* Fiber; NULL: everything is DATA at the same offset of n->file.  On entry
      * st->flags has BLK_ST_RECURSE if the caller wants to know about holes in the
      * storage of what is allocated; without it nothing need be found out for that. */
@@ -142,6 +155,12 @@ struct blk_driver {
     /* Fiber; n is read-only: see blk_snapshot_load(). */
     int (*snapshot_load)(struct blk_node *n, const char *id, const char *name,
                          struct blk_error *e);
+    /* Fiber; n is drained: see blk_vm_state().  NULL: n->file is asked. */
+    int (*vm_state)(struct blk_node *n, bool write, uint64_t off, const struct iovec *iov,
+                    int cnt, uint64_t len);
+    /* See blk_debug(); and what happened above, as QEMU's blkdebug calls it: blk_event(). */
+    int (*debug)(struct blk_node *n, enum blk_debug_op op, const char *event, const char *tag);
+    void (*event)(struct blk_node *n, const char *name);
     /* Formats that may have bitmaps, all or none: see blk_bitmap_change(), ..._merge(),
      * ..._at().  Fiber.  has: can this image?  NULL: all can. */
     bool (*bitmap_has)(struct blk_node *n);
@@ -188,10 +207,25 @@ void blk_forward(struct blk_req *req, struct blk_node *child, uint64_t offset,
 /* Run fn in a fiber; its return value completes req. */
 void blk_req_fiber(struct blk_req *req, int (*fn)(struct blk_req *req));
 
+/* status()'s answer where it is an offset: length bytes lie there in host, which is the
+ * node itself where it is storage.  flags: what they are, BLK_ST_DATA or the like.  The
+ * core cuts it to what was asked and knows the node's end. */
+static inline void blk_status_at(struct blk_status *st, struct blk_node *host, uint64_t offset,
+                                 uint64_t length, unsigned flags)
+{
+    st->flags = flags | BLK_ST_ALLOCATED | BLK_ST_OFFSET;
+    st->length = length;
+    st->host = host;
+    st->host_offset = offset;
+}
+
 /* Reads below an overlay: like a READ of n->backing at req->offset, but through
  * the chain's merged map, so that depth does not matter; zeros past the end of
  * the backing node or without one. */
 void blk_forward_backing(struct blk_req *req);
+/* A COPY for fibers. */
+int co_copy(struct blk_node *n, uint64_t off, struct blk_node *from, uint64_t from_offset,
+            uint64_t len);
 int co_read_backing(struct blk_node *n, uint64_t off, const struct iovec *iov, int cnt, uint64_t len);
 
 /* Wait until every request that was at n when called has completed: what makes
@@ -207,7 +241,18 @@ struct blk_parts *blk_parts_new(const struct iovec *iov, int cnt);
 int blk_parts_room(struct blk_parts *p);
 int blk_parts_add(struct blk_parts *p, struct blk_node *n, enum blk_op op, uint64_t off,
                   uint64_t pos, uint64_t len);
+/* The same for len bytes that the storage copies. */
+int blk_parts_copy(struct blk_parts *p, struct blk_node *n, uint64_t off, struct blk_node *from,
+                   uint64_t from_offset, uint64_t len);
 int blk_parts_end(struct blk_parts *p);        /* wait, free; first error. NULL: -ENOMEM */
+
+/* A format, before it sends the request that the event is about to n, its storage. */
+static inline void blk_event(struct blk_node *n, const char *name)
+{
+    if (__builtin_expect(n->drv->event != NULL, 0)) {
+        n->drv->event(n, name);
+    }
+}
 
 /* Filters, in open(): size, capabilities and limits of n->file. */
 void blk_filter_inherit(struct blk_node *n);
@@ -221,6 +266,12 @@ void blk_between_free(struct blk_node *n);      /* NULL is fine */
 /* The name by which n is opened again and told of is this one, malloc'd or NULL; n's from
  * now on.  -ENOMEM: it keeps the one it has. */
 int blk_node_rename(struct blk_node *n, char *filename);
+/* The same to json:{...}, for a node that no path and no URL describes: QEMU's full name.
+ * Takes v; NULL (a path that is no UTF-8, say): n keeps the name it has. */
+void blk_node_rename_json(struct blk_node *n, json_t *v);
+/* What such a name says of a node below: its own json:, or driver and file or file name;
+ * the caller's.  NULL where JSON cannot say it. */
+json_t *blk_node_json(const struct blk_node *n);
 /* Fiber. Open a file named inside n's image (external data file): plain paths
  * only unless allowed, as they are (QEMU resolves them against the working
  * directory, not against n's own file); raw, n's own flags.  Not n's own storage. */
@@ -230,6 +281,10 @@ int blk_open_data_file(struct blk_node *n, const char *name, struct blk_opts *o,
  * added to n->more as "PREFIX.I"; o: what the user said about it, or empty. */
 int blk_open_more(struct blk_node *n, const char *prefix, const char *name, struct blk_opts *o,
                   struct blk_error *e);
+/* Fiber, in open(): the image that o's "PREFIX.*" describe, with its backing chain, as
+ * n->more[0]. */
+int blk_open_second(struct blk_node *n, const char *prefix, struct blk_opts *o,
+                    struct blk_error *e);
 /* Fiber, in create(): make one more file of the image that lies in file: name is
  * resolved against file's own, o is what create() was given.  Empty, open for
  * writing, the caller's to blk_close(). */

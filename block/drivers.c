@@ -14,7 +14,9 @@
 extern const struct blk_driver blk_raw, blk_qcow2, blk_fault, blk_delay, blk_logwrites;
 extern const struct blk_driver blk_luks, blk_vhdx, blk_vdi, blk_vpc, blk_parallels, blk_vmdk;
 extern const struct blk_driver blk_qcow, blk_dmg, blk_scratch;
+extern const struct blk_driver blk_blkdebug, blk_blkverify, blk_copy_on_read;
 extern const struct blk_driver blk_file_driver, blk_host_device, blk_mem;
+extern const struct blk_driver blk_null_co, blk_null_aio;
 
 const struct blk_driver *const blk_drivers[] = {
     &blk_raw,
@@ -31,9 +33,14 @@ const struct blk_driver *const blk_drivers[] = {
     &blk_delay,
     &blk_logwrites,
     &blk_scratch,
+    &blk_blkdebug,
+    &blk_blkverify,
+    &blk_copy_on_read,
     &blk_file_driver,
     &blk_host_device,
     &blk_mem,
+    &blk_null_co,
+    &blk_null_aio,
     NULL,
 };
 
@@ -119,6 +126,8 @@ static const struct module {
     { "nbd", "nbd", { "nbd", "nbds", "nbd+unix", "nbds+unix" } },
     { "http", "http", { "http" } },
     { "https", "http", { "https" } },
+    { "ftp", "http", { "ftp" } },
+    { "ftps", "http", { "ftps" } },
 };
 
 static const struct blk_driver *loaded[BLK_ARRAY_SIZE(modules)];
@@ -206,6 +215,18 @@ static const char *module_at(size_t i)
     return i < BLK_ARRAY_SIZE(modules) ? modules[i].name : NULL;
 }
 
+const struct blk_driver *blk_driver_filter_for(const char *name)
+{
+    size_t len = name ? strcspn(name, ":") : 0;
+
+    for (size_t i = 0; name && name[len] && blk_drivers[i]; i++) {
+        if (blk_drivers[i]->filter && scheme_matches(blk_drivers[i], name, len)) {
+            return blk_drivers[i];
+        }
+    }
+    return NULL;
+}
+
 /* The protocol driver for a name: by scheme, else "file". */
 const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_error *e)
 {
@@ -214,7 +235,7 @@ const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_er
     }
     size_t len = strcspn(filename, ":");
     for (size_t i = 0; blk_drivers[i]; i++) {
-        if (scheme_matches(blk_drivers[i], filename, len)) {
+        if (blk_drivers[i]->protocol && scheme_matches(blk_drivers[i], filename, len)) {
             return blk_drivers[i];
         }
     }

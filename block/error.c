@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <string.h>
 
+bool blk_report_names;
 const char *blk_program = "platter";
 
 static struct {
@@ -137,22 +138,42 @@ void blk_set_report(void (*fn)(void *arg, const char *line), void *arg)
     pthread_mutex_unlock(&reporter.lock);
 }
 
-void blk_report(const char *fmt, ...)
+/* name NULL: the program's goes in front. */
+static void deliver(const char *name, const char *fmt, va_list ap)
 {
     char line[1024];
-    va_list ap;
-    va_start(ap, fmt);
-    text_vadd(line, sizeof(line), 0, fmt, ap);
-    va_end(ap);
-    text_sanitise(line);
+    size_t used = 0;
 
     /* Called without the lock: fn may report itself. */
     pthread_mutex_lock(&reporter.lock);
     void (*fn)(void *, const char *) = reporter.fn;
     void *arg = reporter.arg;
     pthread_mutex_unlock(&reporter.lock);
+    bool bare = name && !fn && !blk_report_names;
+    if (name && !bare)
+        used = (size_t)BLK_MIN(snprintf(line, sizeof(line), "%s: ", name), (int)sizeof(line) - 1);
+    text_vadd(line, sizeof(line), used, fmt, ap);
+    text_sanitise(line);
     if (fn)
         fn(arg, line);
+    else if (bare)
+        fprintf(stderr, "%s\n", line);
     else
         fprintf(stderr, "%s: %s\n", blk_program, line);
+}
+
+void blk_report(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    deliver(NULL, fmt, ap);
+    va_end(ap);
+}
+
+void blk_report_bare(const char *name, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    deliver(name, fmt, ap);
+    va_end(ap);
 }

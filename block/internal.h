@@ -101,6 +101,8 @@ int blk_probe_format(struct blk_node *file, const struct blk_driver **drv, bool 
 
 /* drivers.c; built_in: never a module. */
 const struct blk_driver *blk_driver_built_in(const char *name);
+/* The filter whose scheme the name (may be NULL) begins with, or NULL. */
+const struct blk_driver *blk_driver_filter_for(const char *name);
 const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_error *e);
 
 /* status.c: as co_status(), without asking the storage for holes: where to read.

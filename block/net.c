@@ -6,7 +6,16 @@
 #include "block/net.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <stdio.h>
+#include <sys/socket.h>
+
+#define NET_PROBE_S 10              /* seconds between keepalive probes */
+#define NET_DROPS   64              /* reads of what comes too late, at once */
+#define NET_GONE_MS 1000000000      /* the kernel must not give up before we do */
 
 static int net_seconds(struct blk_opts *o, const char *key, uint64_t *ns, uint64_t def,
                        struct blk_error *e)
@@ -81,4 +90,45 @@ void blk_net_up(struct blk_net *net)
 bool blk_net_expired(const struct blk_net *net, uint64_t start_ns, uint64_t now_ns)
 {
     return now_ns - start_ns >= net->timeout_ns + net->reconnect_ns;
+}
+
+static void hold_option(int fd, int level, int option, int value)
+{
+    (void)setsockopt(fd, level, option, &value, sizeof(value));     /* TCP's, if it is TCP */
+}
+
+int blk_net_hold(int fd)
+{
+    int held = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+    if (held < 0)
+        return -errno;
+    hold_option(held, IPPROTO_TCP, TCP_USER_TIMEOUT, NET_GONE_MS);
+    hold_option(held, IPPROTO_TCP, TCP_KEEPIDLE, NET_PROBE_S);
+    hold_option(held, IPPROTO_TCP, TCP_KEEPINTVL, NET_PROBE_S);
+    hold_option(held, SOL_SOCKET, SO_KEEPALIVE, 1);
+    return held;
+}
+
+bool blk_net_ended(int held, int error)
+{
+    struct pollfd p = { .fd = held, .events = POLLRDHUP };
+
+    return poll(&p, 1, 0) > 0 && p.revents & (POLLRDHUP | POLLHUP) &&
+           (!error || error == ECONNRESET || error == EPIPE);
+}
+
+void blk_net_leave(int held)
+{
+    shutdown(held, SHUT_WR);
+}
+
+bool blk_net_left(int held)
+{
+    char drop[16384];
+
+    /* A server whose answers nobody takes would wait with them for ever. */
+    for (unsigned i = 0; i < NET_DROPS && recv(held, drop, sizeof(drop), MSG_DONTWAIT) > 0; i++)
+        ;
+    return blk_net_ended(held, 0);
 }

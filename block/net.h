@@ -4,8 +4,8 @@
  *
  * The policy
  *  - timeout (option "timeout", seconds, default 30, 0: a day): a request the server leaves
- *    unanswered that long makes its connection suspect.  The connection is closed,
- *    and what was in flight on it is sent again on a fresh one where that is safe.
+ *    unanswered that long makes its connection suspect, and what was in flight on it is
+ *    sent again on a fresh one where that is safe; see blk_net_ended().
  *    One attempt to connect may last as long.
  *  - Attempts to connect follow each other after 0.1, 0.2, 0.4 ... 5 s.  The same
  *    steps are used when a server says that it is busy.
@@ -64,5 +64,21 @@ static inline void blk_net_progress(struct blk_net *net) { net->tries = 0; }
 
 /* A request made at start_ns: is it too old to be sent again? */
 bool blk_net_expired(const struct blk_net *net, uint64_t start_ns, uint64_t now_ns);
+
+/* Has the server ended a connection, so that it executes nothing more of what was sent on
+ * it?  Closing it here takes nothing back from a server that is only slow: it may execute
+ * an old write after newer ones.  Signs of the end are the server's FIN or RST: its process
+ * has died or has closed the socket, or its host has started anew and knows no such
+ * connection (for that it is probed).  The kernel's own giving up is no sign.
+ *
+ * blk_net_hold(): fd's connected socket once more, so that it stays open when a library
+ * closes its own; the caller's to close. -errno.
+ * blk_net_ended(): error: what SO_ERROR brought, if it was asked, or 0.
+ * blk_net_leave(): nothing more is sent on it, nor read by the library: its copy is closed.
+ * The server comes to the end of what it has; blk_net_left() asks whether it has. */
+int blk_net_hold(int fd);
+bool blk_net_ended(int held, int error);
+void blk_net_leave(int held);
+bool blk_net_left(int held);
 
 #endif

@@ -8,6 +8,7 @@
  */
 #include "block/internal.h"
 #include <errno.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,12 @@ enum blk_cap blk_can_zero(const struct blk_node *n) { return n->can_zero; }
 enum blk_cap blk_can_discard(const struct blk_node *n) { return n->can_discard; }
 bool blk_starts_as_zeros(const struct blk_node *n) { return n->starts_as_zeros; }
 bool blk_is_protocol(const struct blk_node *n) { return n->drv->protocol; }
+const char *blk_file_role(const struct blk_node *n)
+{
+    return n->drv->child ? n->drv->child : "file";
+}
+
+bool blk_raw_guessed(const struct blk_node *n) { return n->guessed_raw; }
 
 const struct blk_stats *blk_node_stats(const struct blk_node *n)
 {
@@ -76,6 +83,34 @@ int blk_node_rename(struct blk_node *n, char *filename)
     n->filename = filename;
     n->shown = shown;
     return 0;
+}
+
+void blk_node_rename_json(struct blk_node *n, json_t *v)
+{
+    char *text = v ? json_dumps(v, 0) : NULL, *name = NULL;
+
+    if (text && asprintf(&name, "json:%s", text) < 0) {
+        name = NULL;
+    }
+    free(text);
+    json_decref(v);
+    if (name) {
+        blk_node_rename(n, name);
+    }
+}
+
+json_t *blk_node_json(const struct blk_node *n)
+{
+    if (!strncmp(n->filename, "json:", 5)) {
+        return json_loads(n->filename + 5, 0, NULL);
+    }
+    const char *driver = n->drv->name;
+    size_t len = strlen(driver);
+    bool bare = !strncmp(n->filename, driver, len) && !strcmp(n->filename + len, "://");
+
+    return n->file ? json_pack("{s:s, s:o}", "driver", driver, "file", blk_node_json(n->file))
+                   : json_pack("{s:s, s:s*}", "driver", driver,
+                               "filename", bare ? NULL : n->filename);
 }
 
 void blk_node_free(struct blk_node *n)
@@ -134,6 +169,8 @@ static struct blk_node *storage_at(const struct blk_node *n, unsigned i)
     return i == 0 ? n->file : i == 1 ? n->data_file : n->more[i - 2].node;
 }
 
+static int chain_close(struct blk_node *n, struct blk_error *e);
+
 /* Driver and storage of one layer; the backing node is the caller's. */
 static int layer_close(struct blk_node *n, struct blk_error *e)
 {
@@ -142,7 +179,9 @@ static int layer_close(struct blk_node *n, struct blk_error *e)
     co_drain(n);
     if (!n->read_only && !n->flush_error) {
         err = co_flush(n);
-        if (err) {
+        if (err == -ENOMEDIUM) {
+            err = 0;            /* given up as damaged, which was said and has failed before */
+        } else if (err) {
             blk_err_errno(e, -err, "Could not flush '%s'", n->shown);
         }
     }
@@ -153,7 +192,7 @@ static int layer_close(struct blk_node *n, struct blk_error *e)
     for (unsigned i = 0; i < 2 + n->nmore; i++) {
         struct blk_node *child = storage_at(n, i);
         if (child) {
-            r = layer_close(child, e);
+            r = chain_close(child, e);
             err = err ? err : r;
         }
     }
@@ -161,6 +200,18 @@ static int layer_close(struct blk_node *n, struct blk_error *e)
         err = blk_err_errno(e, -n->flush_error, "Could not flush '%s'", n->shown);
     }
     blk_node_free(n);
+    return err;
+}
+
+static int chain_close(struct blk_node *n, struct blk_error *e)
+{
+    int err = 0;
+    while (n) {
+        struct blk_node *below = n->backing;
+        int r = layer_close(n, e);
+        err = err ? err : r;
+        n = below;
+    }
     return err;
 }
 
@@ -172,14 +223,7 @@ struct close_args {
 static int close_fiber(void *arg)
 {
     struct close_args *a = arg;
-    int err = 0;
-    for (struct blk_node *n = a->n; n;) {
-        struct blk_node *below = n->backing;
-        int r = layer_close(n, a->e);
-        err = err ? err : r;
-        n = below;
-    }
-    return err;
+    return chain_close(a->n, a->e);
 }
 
 int blk_close(struct blk_node *n, struct blk_error *e)
@@ -206,9 +250,9 @@ static int truncate_fiber(void *arg)
     if (n->read_only) {
         return blk_err(a->e, EACCES, "Image is read-only");
     }
-    if (a->size > BLK_SIZE_MAX) {
-        return blk_err(a->e, EFBIG, "Required too big image size, it must be not greater "
-                       "than %lld", (long long)BLK_SIZE_MAX);
+    if (a->size > BLK_LENGTH_MAX) {
+        return blk_err(a->e, EIO, "offset(%llu) exceeds maximum(%lld)",
+                       (unsigned long long)a->size, BLK_LENGTH_MAX);
     }
     if (!n->drv->truncate && !n->drv->filter) {
         return blk_err(a->e, ENOTSUP, "Image format driver does not support resize");
@@ -379,6 +423,30 @@ int blk_snapshot_load(struct blk_node *n, const char *id, const char *name, stru
         return blk_err(e, EINVAL, "Device is not readonly");
     }
     return blk_run(n->loop, snapshot_load_fiber, &a);
+}
+
+int blk_vm_state(struct blk_node *n, bool write, uint64_t off, const struct iovec *iov, int cnt,
+                 uint64_t len)
+{
+    while (n && !n->drv->vm_state) {
+        n = n->file;
+    }
+    if (!n) {
+        return -ENOTSUP;
+    }
+    if (write && n->read_only) {
+        return -EROFS;
+    }
+    co_drain(n);
+    return n->drv->vm_state(n, write, off, iov, cnt, len);
+}
+
+int blk_debug(struct blk_node *n, enum blk_debug_op op, const char *event, const char *tag)
+{
+    while (n && !n->drv->debug) {
+        n = n->file;
+    }
+    return n ? n->drv->debug(n, op, event, tag) : -ENOTSUP;
 }
 
 struct bitmap_args {

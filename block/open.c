@@ -11,6 +11,7 @@
  */
 #include "block/internal.h"
 #include <errno.h>
+#include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,6 +58,9 @@ static int take_common(struct blk_opts *o, unsigned *flags, struct blk_error *e)
     if (discard && strcmp(discard, "ignore") && strcmp(discard, "off") &&
         strcmp(discard, "unmap") && strcmp(discard, "on")) {
         return blk_err(e, EINVAL, "Invalid discard option");
+    }
+    if (detect && strcmp(detect, "on") && strcmp(detect, "off") && strcmp(detect, "unmap")) {
+        return blk_err(e, EINVAL, "invalid parameter value: %s", detect);
     }
     if (detect && strcmp(detect, "off")) {
         return blk_err(e, ENOTSUP, "detect-zeroes=%s is not supported", detect);
@@ -126,6 +130,7 @@ int blk_lock_storage(struct blk_node *n, enum blk_lock_use use, struct blk_error
 struct layer_place {
     struct blk_node *above;
     const char *backing_urls;
+    bool storage;                   /* of a format: not an image of its own */
 };
 
 /* What tells two names of one storage apart from two storages. */
@@ -203,11 +208,20 @@ static int open_format(struct blk_node *file, const struct blk_driver *drv, bool
         return blk_err(e, ENOMEM, "Cannot allocate memory");
     }
     n->file = file;
+    char *shown = strdup(file->shown);
+    if (shown) {
+        free(n->shown);
+        n->shown = shown;
+    }
     n->guessed_raw = guessed && !n->read_only;
     n->backing_urls = backing_urls ? strdup(backing_urls) : NULL;
     err = drv->open(n, o, e);
     if (!err) {
         err = check_unused(n, o, e);
+        if (!err && !strncmp(n->filename, "json:", 5) && !strcmp(n->filename, file->filename)) {
+            blk_node_rename_json(n, json_pack("{s:s, s:o}", "driver", drv->name,
+                                              "file", blk_node_json(file)));
+        }
         if (err && drv->close) {
             drv->close(n, NULL);
         }
@@ -238,10 +252,51 @@ static int open_storage(struct blk_loop *l, const char *filename, struct blk_opt
                         struct blk_error *e)
 {
     const char *below = blk_opts_get(o, "driver");
-    const struct blk_driver *d = below ? blk_driver_find(below) : NULL;
+    const char *name = filename ? filename : blk_opts_get(o, "filename");
+    const struct blk_driver *d = below ? blk_driver_find(below) : blk_driver_filter_for(name);
+    struct layer_place under = { place->above, place->backing_urls, true };
 
-    return d && !d->protocol ? open_layer(l, filename, NULL, o, flags, place, out, e)
+    return d && !d->protocol ? open_layer(l, name, below ? NULL : d->name, o, flags, &under, out, e)
                              : blk_open_protocol(l, filename, o, flags, out, e);
+}
+
+static int open_image(struct blk_loop *l, const char *filename, const char *format,
+                      struct blk_opts *o, unsigned flags, const struct layer_place *place,
+                      struct blk_node **out, struct blk_error *e);
+
+/* What drv (NULL: not known yet) lies on, from its options "file.*", or what it calls that. */
+static int open_below(struct blk_loop *l, const char *filename, const struct blk_driver *drv,
+                      struct blk_opts *o, unsigned flags, const struct layer_place *place,
+                      struct blk_node **out, struct blk_error *e)
+{
+    const char *child = drv && drv->child ? drv->child : "file";
+    bool named = filename && drv && drv->parse_name && !blk_opts_has(o, "filename");
+    int err = named ? drv->parse_name(filename, o, e) : 0;
+    char prefix[32];
+
+    if (err) {
+        return err;
+    }
+    filename = named ? NULL : filename;
+    if (blk_opts_has(o, child)) {
+        return blk_err(e, EINVAL, "Cannot find device='%s' nor node-name='%s'",
+                       blk_opts_get(o, child), blk_opts_get(o, child));
+    }
+    snprintf(prefix, sizeof(prefix), "%s.", child);
+    struct blk_opts *fo = blk_opts_take(o, prefix);
+    if (!filename && blk_opts_has(o, "filename") && !blk_opts_has(fo, "filename")) {
+        blk_opts_set(fo, "filename", blk_opts_get(o, "filename"));
+    }
+    if (!filename && !blk_opts_at(fo, 0, NULL, NULL)) {
+        err = drv ? blk_err(e, EINVAL, "A block device must be specified for \"%s\"", child)
+                  : blk_err(e, EINVAL, "Must specify either driver or file");
+    } else if (drv && drv->over_images && !place->storage && blk_opts_has(fo, "driver")) {
+        err = open_image(l, filename, NULL, fo, flags, place, out, e);
+    } else {
+        err = open_storage(l, filename, fo, flags & ~ROOT_FLAGS, place, out, e);
+    }
+    blk_opts_free(fo);
+    return err;
 }
 
 /* One layer without its backing file. o is used up. */
@@ -255,10 +310,7 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
     const char *want = blk_opts_get(o, "driver");
     int err;
 
-    if (format && want && strcmp(format, want)) {
-        return blk_err(e, EINVAL, "Driver specified twice");
-    }
-    want = want ? want : format;
+    want = format ? format : want;      /* what -f says goes before what json: says */
     if (want && !(drv = blk_driver_find(want))) {
         return blk_err(e, EINVAL, "Unknown driver '%s'", want);
     }
@@ -277,20 +329,7 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
     if (err) {
         return err;
     }
-    if (blk_opts_has(o, "file")) {
-        return blk_err(e, EINVAL, "Cannot find device='%s' nor node-name='%s'",
-                       blk_opts_get(o, "file"), blk_opts_get(o, "file"));
-    }
-    struct blk_opts *fo = blk_opts_take(o, "file.");
-    if (!filename && blk_opts_has(o, "filename") && !blk_opts_has(fo, "filename")) {
-        blk_opts_set(fo, "filename", blk_opts_get(o, "filename"));
-    }
-    if (!filename && !blk_opts_at(fo, 0, NULL, NULL)) {
-        blk_opts_free(fo);
-        return blk_err(e, EINVAL, "A block device must be specified for \"file\"");
-    }
-    err = open_storage(l, filename, fo, flags & ~ROOT_FLAGS, place, &file, e);
-    blk_opts_free(fo);
+    err = open_below(l, filename, drv, o, flags, place, &file, e);
     if (err) {
         return err;
     }
@@ -304,7 +343,7 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
     if (!err && place->above) {
         err = check_loop(place->above, file, e);
     }
-    if (!err) {
+    if (!err && (file->drv->protocol || file->drv->filter)) {       /* an image has its locks */
         err = blk_lock_storage(file, drv->filter || !strcmp(drv->name, "raw") ? BLK_LOCK_RAW
                                      : BLK_LOCK_FORMAT, e);
     }
@@ -319,9 +358,12 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
 
 /* ---- the backing chain --------------------------------------------------------------------- */
 
-static bool protocol_allowed(const char *list, const char *name)
+bool blk_inner_name_allowed(const char *list, const char *name)
 {
     size_t len = strcspn(name, ":+");
+    if (!blk_has_protocol(name) || !strncmp(name, "file:", 5)) {
+        return true;
+    }
     if (!list) {
         return false;
     }
@@ -336,8 +378,7 @@ static bool protocol_allowed(const char *list, const char *name)
 
 int blk_check_inner_name(const struct blk_node *n, const char *name, struct blk_error *e)
 {
-    if (!blk_has_protocol(name) || !strncmp(name, "file:", 5) ||
-        protocol_allowed(n->backing_urls, name)) {
+    if (blk_inner_name_allowed(n->backing_urls, name)) {
         return 0;
     }
     char *shown = blk_redact(name);
@@ -382,7 +423,7 @@ static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
     struct blk_node *b = NULL;
     flags |= more;
     if (!err) {
-        struct layer_place place = { n, n->backing_urls };
+        struct layer_place place = { n, n->backing_urls, false };
         err = check_inner_format(format, e);
         err = err ? err : open_layer(n->loop, name, format, o, flags, &place, &b, e);
         if (err) {
@@ -474,21 +515,16 @@ struct open_args {
     struct blk_error *e;
 };
 
-static int open_fiber(void *arg)
+/* An image with its backing chain.  o is used up. */
+static int open_image(struct blk_loop *l, const char *filename, const char *format,
+                      struct blk_opts *o, unsigned flags, const struct layer_place *place,
+                      struct blk_node **out, struct blk_error *e)
 {
-    struct open_args *oa = arg;
-    const struct blk_open_args *a = oa->a;
-    struct blk_opts *o = blk_opts_dup(a->opts);
-    const char *filename = a->filename;
-    struct blk_node *n = NULL;
-    int err = 0;
-
-    if (filename && !strncmp(filename, "json:", 5)) {
-        err = blk_opts_parse_json(o, filename + 5, oa->e);
-        filename = NULL;
-    }
     struct blk_opts *chain = blk_opts_new();
+    struct blk_node *n = NULL;
     const char *key, *value;
+    int err;
+
     for (size_t i = 0; blk_opts_at(o, i, &key, &value);) {
         if (!strcmp(key, "backing") || !strncmp(key, "backing.", 8)) {
             blk_opts_set(chain, key, value);
@@ -497,20 +533,34 @@ static int open_fiber(void *arg)
             i++;
         }
     }
+    err = open_layer(l, filename, format, o, flags, place, &n, e);
     if (!err) {
-        struct layer_place place = { NULL, a->backing_urls };
-        err = open_layer(oa->l, filename, a->format, o, a->flags, &place, &n, oa->e);
-    }
-    if (!err) {
-        err = open_chain(n, chain, oa->e);
+        err = open_chain(n, chain, e);
     }
     if (err) {
         blk_close(n, NULL);
         n = NULL;
     }
     blk_opts_free(chain);
+    *out = n;
+    return err;
+}
+
+static int open_fiber(void *arg)
+{
+    struct open_args *oa = arg;
+    const struct blk_open_args *a = oa->a;
+    struct blk_opts *o = blk_opts_dup(a->opts);
+    const char *filename = a->filename;
+    struct layer_place place = { NULL, a->backing_urls, false };
+    int err = 0;
+
+    if (filename && !strncmp(filename, "json:", 5)) {
+        err = blk_opts_parse_json(o, filename + 5, oa->e);
+        filename = NULL;
+    }
+    err = err ? err : open_image(oa->l, filename, a->format, o, a->flags, &place, oa->out, oa->e);
     blk_opts_free(o);
-    *oa->out = n;
     return err;
 }
 
@@ -526,7 +576,7 @@ int blk_open(struct blk_loop *l, const struct blk_open_args *a, struct blk_node 
 static int open_named(struct blk_node *n, const char *full, struct blk_opts *o,
                       enum blk_lock_use use, struct blk_node **out, struct blk_error *e)
 {
-    struct layer_place place = { NULL, n->backing_urls };
+    struct layer_place place = { NULL, n->backing_urls, false };
     int err = open_storage(n->loop, full, o, n->oflags & ~ROOT_FLAGS, &place, out, e);
 
     if (!err && (err = blk_lock_storage(*out, use, e))) {
@@ -574,4 +624,30 @@ int blk_open_more(struct blk_node *n, const char *prefix, const char *name, stru
     free(full);
     n->nmore += !err;
     return err;
+}
+
+int blk_open_second(struct blk_node *n, const char *prefix, struct blk_opts *o,
+                    struct blk_error *e)
+{
+    struct blk_child *more = calloc(1, sizeof(*more));
+    struct layer_place place = { NULL, n->backing_urls, false };
+    char dotted[32];
+
+    if (!more) {
+        return blk_err(e, ENOMEM, "Cannot allocate memory");
+    }
+    snprintf(dotted, sizeof(dotted), "%.24s.", prefix);
+    struct blk_opts *so = blk_opts_take(o, dotted);
+    snprintf(more->name, sizeof(more->name), "%.20s", prefix);
+    int err = blk_opts_at(so, 0, NULL, NULL) ? 0
+              : blk_err(e, EINVAL, "A block device must be specified for \"%s\"", prefix);
+    err = err ? err : open_image(n->loop, NULL, NULL, so, n->oflags, &place, &more->node, e);
+    blk_opts_free(so);
+    if (err) {
+        free(more);
+        return err;
+    }
+    n->more = more;
+    n->nmore = 1;
+    return 0;
 }

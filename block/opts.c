@@ -11,13 +11,14 @@
 #include "block/opts.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 struct entry {
     char *key, *value;
-    bool used;
+    bool used, literal;
 };
 
 struct blk_opts {
@@ -42,8 +43,10 @@ struct blk_opts *blk_opts_new(void)
 struct blk_opts *blk_opts_dup(const struct blk_opts *o)
 {
     struct blk_opts *d = blk_opts_new();
-    for (size_t i = 0; o && i < o->n; i++)
+    for (size_t i = 0; o && i < o->n; i++) {
         blk_opts_set(d, o->v[i].key, o->v[i].value);
+        d->v[d->n - 1].literal = o->v[i].literal;
+    }
     return d;
 }
 
@@ -84,7 +87,7 @@ static void opts_put(struct blk_opts *o, char *key, char *value)
         }
         x = &o->v[o->n++];
     }
-    *x = (struct entry){ key, value, false };
+    *x = (struct entry){ key, value, false, false };
 }
 
 void blk_opts_set(struct blk_opts *o, const char *key, const char *value)
@@ -100,6 +103,24 @@ void blk_opts_setf(struct blk_opts *o, const char *key, const char *fmt, ...)
     int n = vasprintf(&value, fmt, ap);
     va_end(ap);
     opts_put(o, must(strdup(key)), must(n < 0 ? NULL : value));
+}
+
+void opts_set_literal(struct blk_opts *o, const char *key, const char *value)
+{
+    blk_opts_set(o, key, value);
+    opts_find(o, key)->literal = true;
+}
+
+json_t *blk_opts_json(const struct blk_opts *o, const char *key)
+{
+    const struct entry *x = opts_find(o, key);
+    if (!x)
+        return NULL;
+    if (!x->literal)
+        return json_string(x->value);
+    if (!strcmp(x->value, "on") || !strcmp(x->value, "off"))
+        return json_boolean(x->value[1] == 'n');
+    return json_integer(strtoll(x->value, NULL, 10));
 }
 
 static void opts_remove(struct blk_opts *o, struct entry *x)
@@ -160,6 +181,7 @@ struct blk_opts *blk_opts_take(struct blk_opts *o, const char *prefix)
             continue;
         }
         opts_put(d, must(strdup(x->key + len)), x->value);
+        opts_find(d, x->key + len)->literal = x->literal;
         free(x->key);
     }
     o->n = kept;
@@ -184,7 +206,22 @@ static char *list_value(const char **s)
     return value;
 }
 
-int blk_opts_parse(struct blk_opts *o, const char *text, const char *implied, struct blk_error *e)
+/* A word without "=": WORD=on, or without a "no" in front =off. */
+static void loose_flag(char **key, char **value)
+{
+    bool off = !strncmp(*key, "no", 2);
+
+    if (off) {
+        memmove(*key, *key + 2, strlen(*key + 2) + 1);
+        free(*value);
+        *value = must(strdup("off"));
+    }
+    fprintf(stderr, "%s: warning: short-form boolean option '%s%s' deprecated\n"
+            "Please use %s=%s instead\n", blk_program, off ? "no" : "", *key, *key, *value);
+}
+
+static int opts_parse(struct blk_opts *o, const char *text, const char *implied, bool loose,
+                      struct blk_error *e)
 {
     const char *p = text;
     for (size_t count = 0; *p; count++) {
@@ -203,8 +240,11 @@ int blk_opts_parse(struct blk_opts *o, const char *text, const char *implied, st
             key = must(strndup(p, len));
             value = must(strdup("on"));
             p += p[len] ? len + 1 : len;
+            if (loose) {
+                loose_flag(&key, &value);
+            }
         }
-        if (!*key) {
+        if (!*key && !loose) {
             free(key);
             free(value);
             return blk_err(e, EINVAL, "Invalid parameter ''");
@@ -212,4 +252,15 @@ int blk_opts_parse(struct blk_opts *o, const char *text, const char *implied, st
         opts_put(o, key, value);
     }
     return 0;
+}
+
+int blk_opts_parse(struct blk_opts *o, const char *text, const char *implied, struct blk_error *e)
+{
+    return opts_parse(o, text, implied, false, e);
+}
+
+int blk_opts_parse_loose(struct blk_opts *o, const char *text, const char *implied,
+                         struct blk_error *e)
+{
+    return opts_parse(o, text, implied, true, e);
 }

@@ -13,4 +13,7 @@
 /* JSON text, "json:" in front or not, within the limits; NULL with e set. */
 json_t *opts_json_load(const char *json, struct blk_error *e);
 
+/* A number, "on" or "off" that was no string in JSON. */
+void opts_set_literal(struct blk_opts *o, const char *key, const char *value);
+
 #endif

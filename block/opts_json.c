@@ -65,12 +65,14 @@ static int flatten_value(struct flatten *f, size_t used, json_t *v)
         return flatten_nested(f, used, v);
     if (++f->count > OPTS_MAX)
         return blk_err(f->e, E2BIG, "More than %d JSON options", OPTS_MAX);
+    char number[24];
     switch (json_typeof(v)) {
     case JSON_STRING:
         blk_opts_set(f->o, f->key, json_string_value(v));
         break;
     case JSON_INTEGER:
-        blk_opts_setf(f->o, f->key, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+        snprintf(number, sizeof(number), "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+        opts_set_literal(f->o, f->key, number);
         break;
     case JSON_REAL:
         blk_opts_setf(f->o, f->key, "%.17g", json_real_value(v));
@@ -79,7 +81,7 @@ static int flatten_value(struct flatten *f, size_t used, json_t *v)
         blk_opts_set(f->o, f->key, "");
         break;
     default:
-        blk_opts_set(f->o, f->key, json_is_true(v) ? "on" : "off");
+        opts_set_literal(f->o, f->key, json_is_true(v) ? "on" : "off");
     }
     return 0;
 }

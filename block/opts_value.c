@@ -1,5 +1,5 @@
 /*
- * opts_value.c - option values as numbers, sizes and booleans, in QEMU's
+ * opts_value.c - option values as numbers, sizes, booleans and modes, in QEMU's
  * grammar and QEMU's words.
  */
 #include "block/opts.h"
@@ -153,4 +153,25 @@ int blk_parse_prealloc(const char *s, enum blk_prealloc *out, struct blk_error *
         }
     }
     return blk_err(e, EINVAL, "Parameter 'preallocation' does not accept value '%s'", s);
+}
+
+int blk_parse_cache(const char *mode, unsigned *flags)
+{
+    static const struct { const char *name; unsigned flags; } modes[] = {
+        { "none", BLK_O_DIRECT },
+        { "off", BLK_O_DIRECT },
+        { "directsync", BLK_O_DIRECT | BLK_O_WRITETHROUGH },
+        { "writeback", 0 },
+        { "writethrough", BLK_O_WRITETHROUGH },
+        { "unsafe", BLK_O_NO_FLUSH },
+    };
+
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(modes); i++) {
+        if (!strcmp(mode, modes[i].name)) {
+            *flags &= ~(unsigned)(BLK_O_DIRECT | BLK_O_WRITETHROUGH | BLK_O_NO_FLUSH);
+            *flags |= modes[i].flags;
+            return 0;
+        }
+    }
+    return -EINVAL;
 }

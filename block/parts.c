@@ -60,6 +60,18 @@ int blk_parts_add(struct blk_parts *p, struct blk_node *n, enum blk_op op, uint6
     return 0;
 }
 
+int blk_parts_copy(struct blk_parts *p, struct blk_node *n, uint64_t off, struct blk_node *from,
+                   uint64_t from_offset, uint64_t len)
+{
+    struct blk_req *r = &p->req[p->n];
+
+    p->slice[p->n++] = NULL;
+    *r = (struct blk_req){ .op = BLK_COPY, .offset = off, .length = len, .from = from,
+                           .from_offset = from_offset };
+    co_batch_add(&p->batch, n, r);
+    return 0;
+}
+
 int blk_parts_end(struct blk_parts *p)
 {
     if (!p) {

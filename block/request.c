@@ -15,6 +15,11 @@
 #include <limits.h>
 #include <stdlib.h>
 
+static bool writes_data(const struct blk_req *req)
+{
+    return req->op == BLK_WRITE || req->op == BLK_COPY;
+}
+
 /* ---- completion --------------------------------------------------------------- */
 
 void blk_complete(struct blk_req *req, int result)
@@ -54,7 +59,7 @@ static struct blk_stats *node_stats(struct blk_node *n)
 static void hop_leave(const struct blk_req *req, struct blk_hop *h)
 {
     struct blk_node *n = h->node;
-    if (req->op == BLK_WRITE && n->can_grow && !req->result &&
+    if (writes_data(req) && n->can_grow && !req->result &&
         req->offset + req->length > n->size) {
         n->size = req->offset + req->length;
     }
@@ -153,7 +158,7 @@ void blk_req_enter(struct blk_node *n, struct blk_req *req)
     h->done = NULL;
     h->epoch = blk_epoch_enter(n);
     h->w_prev = NULL;
-    if (req->op == BLK_WRITE && n->limits.req_align > 1) {
+    if (writes_data(req) && n->limits.req_align > 1) {
         h->w_length = req->length;
         h->w_next = n->writes;
         h->w_prev = &n->writes;
@@ -201,12 +206,28 @@ static int check_write(const struct blk_node *n, const struct blk_req *req, uint
         return -EPERM;
     }
     if (end > n->size && !n->can_grow) {
-        return req->op == BLK_WRITE ? -ENOSPC : -EINVAL;
+        return writes_data(req) ? -ENOSPC : -EINVAL;
     }
     if (req->flags & BLK_REQ_COMPRESSED && !n->drv->compresses && !n->drv->filter) {
         return -ENOTSUP;
     }
     return 0;
+}
+
+bool blk_can_copy(const struct blk_node *n, const struct blk_node *from)
+{
+    return n->drv->can_copy && n->drv->can_copy(n, from) && !n->read_only &&
+           !(n->oflags & BLK_O_WRITETHROUGH);
+}
+
+/* A copy is made by the driver as it is, or not at all: it can be read and written. */
+static bool copy_fits(const struct blk_node *n, const struct blk_req *req)
+{
+    uint64_t end;
+
+    return blk_can_copy(n, req->from) && !blk_serial_conflict(n, req) &&
+           !blk_add_overflow(req->from_offset, req->length, &end) && end <= req->from->size &&
+           !(req->from_offset & (n->limits.req_align - 1));
 }
 
 /* Validate and route.  node->size may be raised by a write that grows. */
@@ -244,6 +265,8 @@ static void req_submit_at(struct blk_node *n, struct blk_req *req)
     }
     if (req->length == 0) {
         blk_complete(req, 0);
+    } else if (req->op == BLK_COPY && (needs_core(n, req, end) || !copy_fits(n, req))) {
+        blk_complete(req, -ENOTSUP);
     } else if (__builtin_expect(needs_core(n, req, end), 0)) {
         blk_req_slow(n, req);
     } else {
@@ -369,6 +392,17 @@ int co_discard(struct blk_node *n, uint64_t off, uint64_t len)
 int co_flush(struct blk_node *n)
 {
     return co_req(n, BLK_FLUSH, 0, 0, NULL, 0, 0);
+}
+
+int co_copy(struct blk_node *n, uint64_t off, struct blk_node *from, uint64_t from_offset,
+            uint64_t len)
+{
+    struct blk_req req = { .op = BLK_COPY, .offset = off, .length = len, .from = from,
+                           .from_offset = from_offset };
+    struct co_batch b = { 0 };
+
+    co_batch_add(&b, n, &req);
+    return co_batch_wait(&b);
 }
 
 static void batch_done(struct blk_req *req)

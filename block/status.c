@@ -44,11 +44,12 @@ static int layer_status(struct blk_node *n, uint64_t off, uint64_t len, bool hol
     if (n->drv->status) {
         st->length = len;
         err = n->drv->status(n, off, len, st);
+    } else if (n->drv->filter && n->drv->over_images) {
+        err = co_status_above(n->file, NULL, off, len, st);
+        st->flags |= BLK_ST_ALLOCATED;
+        st->layer = n;
     } else if (n->drv->filter) {
-        st->flags = BLK_ST_ALLOCATED | BLK_ST_OFFSET | BLK_ST_RECURSE;
-        st->length = len;
-        st->host = n->file;
-        st->host_offset = off;
+        blk_status_at(st, n->file, off, len, BLK_ST_RECURSE);
     } else {
         st->flags = BLK_ST_DATA | BLK_ST_ALLOCATED;
         st->length = len;

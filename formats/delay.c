@@ -15,7 +15,7 @@ struct delay_state {
     uint64_t ns[BLK_OPS];           /* 0: not held back */
 };
 
-static const char *const delay_ops[BLK_OPS] = { "read", "write", "zero", "discard", "flush" };
+static const char *const delay_ops[] = { "read", "write", "zero", "discard", "flush" };
 
 static struct blk_timer *delay_timer(struct blk_req *req)
 {
@@ -54,7 +54,7 @@ static int delay_parse(struct blk_opts *o, struct delay_state *d, struct blk_err
         return ret;
     if (us > 3600u * 1000000u)
         return blk_err(e, EINVAL, "Parameter 'us' expects at most an hour");
-    for (int i = 0; i < BLK_OPS; i++) {
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(delay_ops); i++) {
         if (op && strcmp(op, delay_ops[i]))
             continue;
         d->ns[i] = us * 1000;

@@ -32,6 +32,8 @@ enum {
 /* Chunk types: what QEMU calls UDRW, UDZE, UDIG, UDZO, UDBZ. */
 enum {
     DC_ZERO = 0, DC_RAW = 1, DC_IGNORE = 2, DC_ZLIB = 0x80000005u, DC_BZIP2 = 0x80000006u,
+    /* These are not read: lzfse, a comment, the end mark. */
+    DC_LZFSE = 0x80000007u, DC_COMMENT = 0x7ffffffeu, DC_END = 0xffffffffu,
 };
 
 struct chunk {
@@ -45,6 +47,7 @@ struct dmg {
     struct chunk *chunk;
     size_t chunks, room;
     uint64_t data;                  /* where the data fork begins */
+    bool told_missing, told_unknown;
     struct co_mutex lock;           /* of the chunk that is kept */
     uint8_t *kept;
     const struct chunk *kept_chunk;
@@ -60,6 +63,22 @@ static bool known(uint32_t type)
     }
 #endif
     return type == DC_ZERO || type == DC_RAW || type == DC_IGNORE || type == DC_ZLIB;
+}
+
+/* Once each an image, in QEMU's words: the rest of it can be read. */
+static void warn_unread(struct dmg *d, uint32_t type)
+{
+    const char *missing = type == DC_BZIP2 ? "bzip2" : type == DC_LZFSE ? "lzfse" : NULL;
+
+    if (missing && !d->told_missing) {
+        d->told_missing = true;
+        blk_report("warning: dmg-%s module is missing, accessing %s compressed blocks will "
+                   "result in I/O errors", missing, missing);
+    } else if (!missing && type != DC_COMMENT && type != DC_END && !d->told_unknown) {
+        d->told_unknown = true;
+        blk_report("warning: Image contains chunks of unknown type %x, accessing them will "
+                   "result in I/O errors", type);
+    }
 }
 
 static bool is_zero(const struct chunk *c)
@@ -91,8 +110,12 @@ static int take_chunk(struct dmg *d, const uint8_t *p, uint64_t base, uint64_t d
     struct chunk c = { .type = be32(p), .stored = be64(p + 32) };
     uint64_t end;
 
-    if (!known(c.type) || !count) {
-        return 0;                   /* comments, the end mark, kinds nobody can read */
+    if (!known(c.type)) {
+        warn_unread(d, c.type);
+        return 0;
+    }
+    if (!count) {
+        return 0;
     }
     if (!is_zero(&c) && count > DMG_CHUNK_MAX / 512) {
         return blk_err(e, EINVAL, "sector count %llu for chunk %zu is larger than max (%u)",

@@ -5,7 +5,8 @@
  *   driver=qcow2,file.driver=logwrites,file.log=LOG,file.file.filename=a.img
  *
  * The log (not QEMU's blklogwrites) is a sequence of struct log_record, each in one
- * append of its own, so that a test program can add marks to the same file:
+ * append of its own, so that a test program can add marks to the same file, and that
+ * several nodes can write to it, each with a "tag" (a number, 0) that its records carry:
  *   W  a write was submitted; flag 1: FUA; the data follows
  *   Z  a zero write was submitted; flag 2: may unmap
  *   D  a discard was submitted          F  a flush was submitted
@@ -28,12 +29,13 @@
 struct log_record {
     uint32_t magic;
     uint8_t type, flags;
-    uint16_t zero;
+    uint16_t tag;
     uint64_t id, offset, length;    /* host byte order */
 };
 
 struct log_state {
     int fd;
+    uint16_t tag;
     int err;                        /* sticky: the log is not complete any more */
 };
 
@@ -46,7 +48,8 @@ static int log_append(struct log_state *s, char type, uint8_t flags, uint64_t id
 
     if (!r)
         return s->err = -ENOMEM;
-    *r = (struct log_record){ LOG_MAGIC, (uint8_t)type, flags, 0, id, offset, length };
+    *r = (struct log_record){ LOG_MAGIC, (uint8_t)type, flags, s->tag, id, offset,
+                              length };
     if (data)
         blk_iov_to_buf(data->iov, data->iovcnt, 0, r + 1, size);
     n = write(s->fd, r, sizeof(*r) + size);
@@ -110,12 +113,17 @@ static int log_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 {
     const char *name = blk_opts_get(o, "log");
     struct log_state *s;
+    uint64_t tag = 0;
+    int ret = blk_opts_get_u64(o, "tag", &tag, e);
 
     if (!name)
         return blk_err(e, EINVAL, "Parameter 'log' is missing");
+    if (ret < 0 || tag > UINT16_MAX)
+        return ret < 0 ? ret : blk_err(e, EINVAL, "Parameter 'tag' is too large");
     s = calloc(1, sizeof(*s));
     if (!s)
         return blk_err_errno(e, ENOMEM, "logwrites");
+    s->tag = (uint16_t)tag;
     s->fd = open(name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (s->fd < 0) {
         int err = errno;

@@ -20,6 +20,10 @@
 #define LUKS_SLOT_AT 4096u              /* first slot's key material */
 #define LUKS_DIGEST 20u
 #define LUKS_SALT 32u
+/* What a header may ask of PBKDF2, for a password or the master key: minutes on a slow
+ * machine.  cryptsetup asks for two seconds' worth, a few millions; its --iter-time 10000
+ * on a fast one for some tens of millions. */
+#define LUKS_ITERATIONS_MAX 100000000u
 
 struct luks_slot {
     bool active;

@@ -149,6 +149,23 @@ static int check_room(const struct luks_place *at, const struct luks_header *h, 
     return 0;
 }
 
+/* Opening a slot must end some day, whoever made the header. */
+static int check_cost(const struct luks_place *at, const struct luks_header *h, unsigned slot,
+                      struct blk_error *e)
+{
+    if (h->slot[slot].iterations > LUKS_ITERATIONS_MAX) {
+        return blk_err(e, EINVAL, "Keyslot %u asks for %u iterations (LUKS header at 0x%llx), more "
+                       "than %u", slot, h->slot[slot].iterations, (unsigned long long)at->offset,
+                       LUKS_ITERATIONS_MAX);
+    }
+    if (h->iterations > LUKS_ITERATIONS_MAX) {
+        return blk_err(e, EINVAL, "The LUKS header at 0x%llx asks for %u iterations of the master "
+                       "key, more than %u", (unsigned long long)at->offset, h->iterations,
+                       LUKS_ITERATIONS_MAX);
+    }
+    return 0;
+}
+
 int luks_slot_open(const struct luks_place *at, const struct luks_header *h, unsigned slot,
                    const char *password, uint8_t *key, struct blk_error *e)
 {
@@ -159,7 +176,7 @@ int luks_slot_open(const struct luks_place *at, const struct luks_header *h, uns
     if (!j.slot->active) {
         return 0;
     }
-    if ((err = check_room(at, h, slot, e))) {
+    if ((err = check_room(at, h, slot, e)) || (err = check_cost(at, h, slot, e))) {
         return err;
     }
     j.split = blk_buf_alloc(bytes);
@@ -272,9 +289,9 @@ int luks_slot_store(const struct luks_place *at, struct luks_header *h, unsigned
     int err = check_room(at, h, slot, e);
 
     err = err ? err : luks_count_iterations(h->hash, h->key_len, iter_ms, &n, e);
-    if (!err && n > UINT32_MAX) {
+    if (!err && n > LUKS_ITERATIONS_MAX) {
         err = blk_err_errno(e, ERANGE, "PBKDF iterations %llu larger than %u",
-                            (unsigned long long)n, UINT32_MAX);
+                            (unsigned long long)n, LUKS_ITERATIONS_MAX);
     }
     if (err) {
         return err;

@@ -8,6 +8,7 @@
  */
 #include "block/driver.h"
 #include <errno.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,6 +41,9 @@ static int raw_window(struct blk_node *n, struct raw_state *s, struct blk_opts *
                        (unsigned long long)s->offset, (unsigned long long)size,
                        (unsigned long long)have);
     }
+    if (has_size && size % 512) {
+        return blk_err(e, EINVAL, "Specified size is not multiple of 512");
+    }
     if (s->offset & (n->file->limits.req_align - 1)) {
         return blk_err(e, EINVAL, "Offset must be a multiple of the storage's %u-byte alignment",
                        n->file->limits.req_align);
@@ -49,6 +53,15 @@ static int raw_window(struct blk_node *n, struct raw_state *s, struct blk_opts *
         n->size = blk_align_up(n->size, 512);   /* reads past the end are zeros */
     }
     return 0;
+}
+
+/* A window is called by its options, in QEMU's order. */
+static void raw_name(struct blk_node *n, const struct blk_opts *o)
+{
+    json_t *v = json_pack("{s:o*, s:s, s:o*, s:o}", "offset", blk_opts_json(o, "offset"),
+                          "driver", "raw", "size", blk_opts_json(o, "size"),
+                          "file", blk_node_json(n->file));
+    blk_node_rename_json(n, v);
 }
 
 static int raw_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
@@ -61,6 +74,9 @@ static int raw_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
     if (err) {
         free(s);
         return err;
+    }
+    if (s->windowed) {
+        raw_name(n, o);
     }
     n->limits = n->file->limits;
     n->can_zero = n->file->can_zero;
@@ -96,6 +112,12 @@ static int guarded_write(struct blk_req *req)
                                  req->flags);
 }
 
+/* What is copied is not looked at: see guarded_write(). */
+static bool raw_can_copy(const struct blk_node *n, const struct blk_node *from)
+{
+    return !n->guessed_raw && blk_can_copy(n->file, from);
+}
+
 static void raw_submit(struct blk_node *n, struct blk_req *req)
 {
     const struct raw_state *s = n->state;
@@ -109,10 +131,7 @@ static void raw_submit(struct blk_node *n, struct blk_req *req)
 static int raw_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)
 {
     const struct raw_state *s = n->state;
-    st->flags = BLK_ST_ALLOCATED | BLK_ST_OFFSET | BLK_ST_RECURSE;
-    st->host = n->file;
-    st->host_offset = off + s->offset;
-    st->length = len;
+    blk_status_at(st, n->file, off + s->offset, len, BLK_ST_RECURSE);
     return 0;
 }
 
@@ -186,6 +205,7 @@ const struct blk_driver blk_raw = {
     .open = raw_open,
     .close = raw_close,
     .submit = raw_submit,
+    .can_copy = raw_can_copy,
     .status = raw_status,
     .truncate = raw_truncate,
     .measure = raw_measure,

@@ -134,10 +134,7 @@ static void scratch_submit(struct blk_node *n, struct blk_req *req)
 
 static int scratch_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)
 {
-    st->flags = BLK_ST_DATA | BLK_ST_ALLOCATED | BLK_ST_OFFSET;
-    st->host = n;
-    st->host_offset = off;
-    st->length = len;
+    blk_status_at(st, n, off, len, BLK_ST_DATA);
     return 0;
 }
 

@@ -392,10 +392,7 @@ static int vpc_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk
     if (!v->fixed) {
         return blockmap_status(&v->map, off, len, st);
     }
-    st->flags = BLK_ST_DATA | BLK_ST_ALLOCATED | BLK_ST_OFFSET | BLK_ST_RECURSE;
-    st->host = n->file;
-    st->host_offset = off;
-    st->length = len;
+    blk_status_at(st, n->file, off, len, BLK_ST_DATA | BLK_ST_RECURSE);
     return 0;
 }
 

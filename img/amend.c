@@ -127,27 +127,14 @@ static int parse_options(struct amend *a, int argc, char **argv)
         {NULL, 0, NULL, 0},
     };
     const char *cache = "writeback";
-    int ch;
+    int ch, status = -1;
 
-    while ((ch = getopt_long(argc, argv, "hqpf:t:o:", longs, NULL)) != -1) {
+    while (status < 0 && (ch = getopt_long(argc, argv, "hqpf:t:o:", longs, NULL)) != -1) {
         switch (ch) {
-        case 'h':
-            return img_help(&img_amend);
-        case 'q':
-            a->image.quiet = true;
-            break;
         case 'p':
             if (img_parse_progress(optarg, &a->progress)) {
                 return 1;
             }
-            break;
-        case IMG_OPT_OUTPUT:
-            if (img_parse_output(argv[0], optarg, &a->json)) {
-                return 1;
-            }
-            break;
-        case 'f':
-            a->image.format = optarg;
             break;
         case 't':
             cache = optarg;
@@ -160,17 +147,13 @@ static int parse_options(struct amend *a, int argc, char **argv)
         case OPT_FORCE:
             a->force = true;
             break;
-        case IMG_OPT_IMAGE_OPTS:
-            a->image.image_opts = true;
-            break;
-        case IMG_OPT_OBJECT:
-            if (img_add_object(optarg)) {
-                return 1;
-            }
-            break;
         default:
-            return img_try_help(argv[0]);
+            status = img_common_option(&img_amend, ch, argv[0], &a->image, &a->json);
+            break;
         }
+    }
+    if (status >= 0) {
+        return status;
     }
     if (!a->options) {
         return img_usage_error(argv[0], "Must specify options (-o)");
@@ -182,8 +165,7 @@ static int parse_options(struct amend *a, int argc, char **argv)
         img_error("Expecting one image file name");
         return 1;
     }
-    if (img_cache_flags(cache, &a->image.flags)) {
-        img_error("Invalid cache option: %s", cache);
+    if (img_parse_cache("", cache, &a->image.flags)) {
         return 1;
     }
     return -1;

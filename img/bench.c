@@ -313,7 +313,7 @@ static int parse_option(struct bench *b, int c)
     case IMG_OPT_IMAGE_OPTS: b->image_opts = true; return 0;
     case OPT_NO_DRAIN: b->no_drain = true; return 0;
     case 't':
-        if (img_cache_flags(optarg, &b->flags)) {
+        if (blk_parse_cache(optarg, &b->flags)) {
             img_error("Invalid cache mode");
             return -EINVAL;
         }

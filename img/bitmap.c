@@ -115,20 +115,16 @@ static int add_action(struct bitmap *b, int what)
 static int parse_option(struct bitmap *b, int ch, char **argv)
 {
     switch (ch) {
-    case 'h': return img_help(&img_bitmap);
     case 'b': b->source.filename = optarg; break;
     case 'F': b->source.format = optarg; break;
-    case 'f': b->image.format = optarg; break;
     case 'g':
         if (img_parse_size_in("granularity", optarg, 1, INT64_MAX, &b->granularity)) {
             return 1;
         }
         break;
-    case IMG_OPT_OUTPUT: return img_parse_output(argv[0], optarg, &b->json) ? 1 : -1;
-    case IMG_OPT_IMAGE_OPTS: b->image.image_opts = true; break;
-    case IMG_OPT_OBJECT: return img_add_object(optarg) ? 1 : -1;
-    case '?': return img_try_help(argv[0]);
-    default: return add_action(b, ch) ? 1 : -1;
+    case OPT_ADD: case OPT_REMOVE: case OPT_CLEAR: case OPT_ENABLE: case OPT_DISABLE: case OPT_MERGE:
+        return add_action(b, ch) ? 1 : -1;
+    default: return img_common_option(&img_bitmap, ch, argv[0], &b->image, &b->json);
     }
     return -1;
 }
@@ -168,13 +164,13 @@ static int bitmap_main(int argc, char **argv)
     if (status >= 0) {
         return status;
     }
-    if (optind != argc - 2) {
-        img_error("Expecting filename and bitmap name");
-        return 1;
-    }
     if (!b.n) {
         img_error("Need at least one of --add, --remove, --clear, --enable, --disable, "
                   "or --merge");
+        return 1;
+    }
+    if (optind != argc - 2) {
+        img_error("Expecting filename and bitmap name");
         return 1;
     }
     if (b.granularity && !b.add) {

@@ -206,21 +206,10 @@ static int parse_options(struct check *c, const char **cache, int argc, char **a
         {"no-sandbox", no_argument, NULL, IMG_OPT_NO_SANDBOX},
         {NULL, 0, NULL, 0},
     };
-    int ch;
+    int ch, status = -1;
 
-    while ((ch = getopt_long(argc, argv, "hf:r:T:qUp", longs, NULL)) != -1) {
+    while (status < 0 && (ch = getopt_long(argc, argv, "hf:r:T:qUp", longs, NULL)) != -1) {
         switch (ch) {
-        case 'h':
-            return img_help(&img_check);
-        case 'q':
-            c->image.quiet = true;
-            break;
-        case 'f':
-            c->image.format = optarg;
-            break;
-        case IMG_OPT_IMAGE_OPTS:
-            c->image.image_opts = true;
-            break;
         case 'T':
             *cache = optarg;
             break;
@@ -234,27 +223,15 @@ static int parse_options(struct check *c, const char **cache, int argc, char **a
                 return STATUS_FAILED;
             }
             break;
-        case 'U':
-            c->image.flags |= BLK_O_SHARE;
-            break;
-        case IMG_OPT_OUTPUT:
-            if (img_parse_output(argv[0], optarg, &c->json)) {
-                return STATUS_FAILED;
-            }
-            break;
-        case IMG_OPT_OBJECT:
-            if (img_add_object(optarg)) {
-                return STATUS_FAILED;
-            }
-            break;
         case IMG_OPT_NO_SANDBOX:
             c->no_sandbox = true;
             break;
         default:
-            return img_try_help(argv[0]);
+            status = img_common_option(&img_check, ch, argv[0], &c->image, &c->json);
+            break;
         }
     }
-    return -1;
+    return status;
 }
 
 static int check_main(int argc, char **argv)
@@ -270,8 +247,7 @@ static int check_main(int argc, char **argv)
         return img_usage_error(argv[0], "Expecting one image file name");
     }
     c.image.filename = argv[optind];
-    if (img_cache_flags(cache, &c.image.flags)) {
-        img_error("Invalid source cache option: %s", cache);
+    if (img_parse_cache("source ", cache, &c.image.flags)) {
         return STATUS_FAILED;
     }
     struct sandbox box = { .off = c.no_sandbox, .writable = c.fix, .chain = true,

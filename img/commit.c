@@ -176,13 +176,10 @@ static int parse_options(struct commit *c, const char **cache, int argc, char **
         {"rate", required_argument, NULL, 'r'},
         {NULL, 0, NULL, 0},
     };
-    int ch;
+    int ch, status = -1;
 
-    while ((ch = getopt_long(argc, argv, "hf:t:b:dpqr:", longs, NULL)) != -1) {
+    while (status < 0 && (ch = getopt_long(argc, argv, "hf:t:b:dpqr:", longs, NULL)) != -1) {
         switch (ch) {
-        case 'h': return img_help(&img_commit);
-        case 'q': c->image.quiet = true; break;
-        case 'f': c->image.format = optarg; break;
         case 't': *cache = optarg; break;
         case 'b':
             c->base = optarg;
@@ -194,26 +191,17 @@ static int parse_options(struct commit *c, const char **cache, int argc, char **
                 return 1;
             }
             break;
-        case IMG_OPT_OUTPUT:
-            if (img_parse_output(argv[0], optarg, &c->json)) {
-                return 1;
-            }
-            break;
         case 'r':
             if (img_parse_size("rate limit", optarg, &c->rate)) {
                 return 1;
             }
             break;
-        case IMG_OPT_IMAGE_OPTS: c->image.image_opts = true; break;
-        case IMG_OPT_OBJECT:
-            if (img_add_object(optarg)) {
-                return 1;
-            }
+        default:
+            status = img_common_option(&img_commit, ch, argv[0], &c->image, &c->json);
             break;
-        default: return img_try_help(argv[0]);
         }
     }
-    return -1;
+    return status;
 }
 
 static int commit_main(int argc, char **argv)
@@ -229,8 +217,7 @@ static int commit_main(int argc, char **argv)
         return img_usage_error(argv[0], "Expecting one image file name");
     }
     c.image.filename = argv[optind];
-    if (img_cache_flags(cache, &c.image.flags)) {
-        img_error("Invalid cache option: %s", cache);
+    if (img_parse_cache("", cache, &c.image.flags)) {
         return 1;
     }
     return img_run(commit_run, &c);

@@ -3,6 +3,7 @@
  * and the values of options all of them share.
  */
 #include <errno.h>
+#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -189,28 +190,29 @@ int img_parse_output(const char *argv0, const char *s, bool *json)
     return 0;
 }
 
-int img_cache_flags(const char *mode, unsigned *flags)
+int img_parse_cache(const char *whose, const char *mode, unsigned *flags)
 {
-    static const struct {
-        const char *name;
-        unsigned flags;
-    } modes[] = {
-        {"none", BLK_O_DIRECT},
-        {"off", BLK_O_DIRECT},
-        {"directsync", BLK_O_DIRECT | BLK_O_WRITETHROUGH},
-        {"writeback", 0},
-        {"writethrough", BLK_O_WRITETHROUGH},
-        {"unsafe", BLK_O_NO_FLUSH},
-    };
+    int err = blk_parse_cache(mode, flags);
 
-    for (size_t i = 0; i < BLK_ARRAY_SIZE(modes); i++) {
-        if (!strcmp(modes[i].name, mode)) {
-            *flags &= ~(BLK_O_DIRECT | BLK_O_NO_FLUSH | BLK_O_WRITETHROUGH);
-            *flags |= modes[i].flags;
-            return 0;
-        }
+    if (err) {
+        img_error("Invalid %scache option: %s", whose, mode);
     }
-    return -EINVAL;
+    return err;
+}
+
+int img_common_option(const struct img_command *c, int ch, const char *argv0,
+                      struct img_image *im, bool *json)
+{
+    switch (ch) {
+    case 'h': return img_help(c);
+    case 'f': im->format = optarg; return -1;
+    case 'q': im->quiet = true; return -1;
+    case 'U': im->flags |= BLK_O_SHARE; return -1;
+    case IMG_OPT_IMAGE_OPTS: im->image_opts = true; return -1;
+    case IMG_OPT_OBJECT: return img_add_object(optarg) ? 1 : -1;
+    case IMG_OPT_OUTPUT: return img_parse_output(argv0, optarg, json) ? 1 : -1;
+    default: return img_try_help(argv0);
+    }
 }
 
 /* An element may be empty nowhere: not at the start, not at the end; ",," is a

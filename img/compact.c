@@ -195,31 +195,30 @@ static const struct option longs[] = {
 static int compact_main(int argc, char **argv)
 {
     struct args a = { .cache = "writeback" };
-    int c, ret = 0;
+    int c, status = -1;
 
-    while (!ret && (c = getopt_long(argc, argv, "hf:t:zpq", longs, NULL)) != -1) {
+    while (status < 0 && (c = getopt_long(argc, argv, "hf:t:zpq", longs, NULL)) != -1) {
         switch (c) {
-        case 'h': return img_help(&img_compact);
-        case 'f': a.image.format = optarg; break;
         case 't': a.cache = optarg; break;
         case 'z': a.zeros = true; break;
-        case 'p': ret = img_parse_progress(optarg, &a.progress); break;
-        case 'q': a.image.quiet = true; break;
-        case IMG_OPT_IMAGE_OPTS: a.image.image_opts = true; break;
-        case IMG_OPT_OBJECT: ret = img_add_object(optarg); break;
-        case IMG_OPT_OUTPUT: ret = img_parse_output(argv[0], optarg, &a.json); break;
-        default: return img_try_help(argv[0]);
+        case 'p':
+            if (img_parse_progress(optarg, &a.progress)) {
+                return 1;
+            }
+            break;
+        default:
+            status = img_common_option(&img_compact, c, argv[0], &a.image, &a.json);
+            break;
         }
     }
-    if (ret) {
-        return 1;
+    if (status >= 0) {
+        return status;
     }
     if (optind != argc - 1) {
         return img_usage_error(argv[0], "Expecting one image file name");
     }
     a.image.filename = argv[optind];
-    if (img_cache_flags(a.cache, &a.image.flags)) {
-        img_error("Invalid cache option: %s", a.cache);
+    if (img_parse_cache("", a.cache, &a.image.flags)) {
         return 1;
     }
     return img_run(run, &a);

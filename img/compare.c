@@ -388,8 +388,7 @@ static int open_sides(const struct args *a, struct compare *c)
     struct img_image im = { .image_opts = a->image_opts, .quiet = a->quiet,
                             .flags = a->share ? BLK_O_SHARE : 0 };
 
-    if (img_cache_flags(a->cache, &im.flags)) {
-        img_error("Invalid source cache option: %s", a->cache);
+    if (img_parse_cache("source ", a->cache, &im.flags)) {
         return -EINVAL;
     }
     for (unsigned i = 0; i < 2; i++) {

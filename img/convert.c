@@ -222,8 +222,7 @@ static int open_sources(struct args *a)
                             .flags = BLK_O_NO_SHARE | (a->share ? BLK_O_SHARE : 0) };
     struct convert *c = &a->c;
 
-    if (img_cache_flags(a->src_cache, &im.flags)) {
-        img_error("Invalid source cache option: %s", a->src_cache);
+    if (img_parse_cache("source ", a->src_cache, &im.flags)) {
         return -EINVAL;
     }
     c->src = calloc(c->nsrc, sizeof(*c->src));
@@ -357,8 +356,7 @@ static int open_target(struct args *a)
                             .image_opts = a->target_image_opts, .quiet = a->quiet,
                             .flags = BLK_O_RDWR | (a->c.sparse ? BLK_O_UNMAP : 0) };
 
-    if (img_cache_flags(a->cache, &im.flags)) {
-        img_error("Invalid cache option: %s", a->cache);
+    if (img_parse_cache("", a->cache, &im.flags)) {
         return -EINVAL;
     }
     if (a->c.journal && journal_resumes(a->c.journal)) {
@@ -456,7 +454,7 @@ static int verify_target(struct args *a)
     struct blk_node *n;
     int ret;
 
-    img_cache_flags(a->cache, &im.flags);
+    blk_parse_cache(a->cache, &im.flags);
     im.flags &= ~(unsigned)BLK_O_NO_FLUSH;
     n = img_open(&im);
     if (!n) {
@@ -538,6 +536,8 @@ static int convert_images(struct args *a)
         ret = convert_clear_way_for_bitmaps(&a->c);
     }
     if (ret == 0) {
+        /* A digest wants to see what is copied. */
+        a->c.offload = a->copy_range && !a->c.digest;
         ret = convert_copy(&a->c);
         if (ret < 0) {
             convert_report(&a->c.failure);
@@ -677,7 +677,9 @@ const struct img_command img_convert = {
         "  -U, --force-share\n     open images in shared mode for concurrent access\n"
         "  -r, --rate RATE\n     limit writing to RATE bytes a second\n"
         "  -m, --parallel N\n     how many buffers are read and written in parallel (8; between\n     local files one more than there are processors)\n"
-        "  -C, --copy-range-offloading\n     let the storage copy where it can\n"
+        "  -C, --copy-range-offloading\n"
+        "     have the storage copy (blocks that are shared where the file system can) what\n"
+        "     lies in local files, uncompressed and unencrypted; what it refuses is read and\n     written\n"
         "  --salvage\n     go on after read errors, with zeros in place of what is lost\n"
         "  -W, --oob-writes\n     allow writing in any order\n"
         "  --verify\n     read the target back and compare it with what was copied\n"

@@ -13,6 +13,8 @@
  *    in any order and several are in flight.
  *  - With compress, chunks are whole clusters of the target (the last one ends with
  *    it), and neighbouring DATA segments are neighbours in the buffer.
+ *  - With offload, DATA segments that lie in storage from which the target's storage can
+ *    copy say where; what it refuses is read and written, from then on everything.
  *  - With a journal, everything before the lowest chunk in hand is complete when a
  *    checkpoint flushes the target, and only then the journal says so.
  *  - Everything here runs in fibers of one loop.
@@ -55,6 +57,8 @@ struct convert_seg {
     const struct convert_source *src;
     size_t buf;                 /* DATA: where in the buffer; else unused */
     bool fill;                  /* DATA without a source: zeros written out */
+    struct blk_node *host;      /* DATA: the storage may copy it from here, or NULL */
+    uint64_t host_offset;
 };
 
 struct convert_chunk {
@@ -79,6 +83,7 @@ struct convert {
     bool zero_init;             /* target is known to read as zeros */
     bool out_of_order;          /* -W */
     bool salvage, quiet;
+    bool offload;               /* -C: the storage copies, until it refuses */
     bool compress;              /* write whole clusters, compressed; cluster is known */
     uint32_t sparse;            /* zeros of this length or more are not written; 0: all are */
     uint32_t cluster;           /* target's cluster size, 0: none; a power of two */
@@ -95,6 +100,8 @@ struct convert {
     uint64_t pos, ext_end;      /* next byte to hand out; the extent known ends there */
     enum convert_kind ext_kind;
     const struct convert_source *ext_src;
+    struct blk_node *ext_host;  /* as a segment's host ... */
+    uint64_t ext_shift;         /* ... whose offsets are the target's plus this, modulo 2^64 */
     uint64_t next_ticket;
 
     /* convert_copy.c's own. */

@@ -4,8 +4,9 @@
  *
  * A fiber keeps its turn only while it submits: the next chunk's writes follow
  * at once, and wait for completion side by side.  Reads of all fibers run ahead
- * of the turn.  The first error stops the hand-out of chunks; what is in flight
- * ends first.
+ * of the turn.  What the storage copies is not read here, nor looked at; if it will not
+ * after all, the chunk is done once more, by reading.  The first error stops the hand-out
+ * of chunks; what is in flight ends first.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -24,6 +25,7 @@
 struct worker {
     struct convert *c;
     unsigned number;
+    bool offload;                       /* for this chunk */
     uint8_t *buf;                       /* made when there is data */
     uint8_t *zeros;                     /* one byte a grain: is it all zeros */
     struct digest_chunk *digest;        /* with c->digest */
@@ -68,6 +70,22 @@ static int batch_wait(struct worker *w)
 
 /* ---- reading ---------------------------------------------------------------- */
 
+/* Does its data pass through the buffer? */
+static bool buffered(const struct worker *w, const struct convert_seg *s)
+{
+    return s->kind == CONVERT_DATA && !(w->offload && s->host);
+}
+
+static bool any_buffered(const struct worker *w)
+{
+    for (unsigned i = 0; i < w->chunk.nsegs; i++) {
+        if (buffered(w, &w->chunk.segs[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Sector by sector; what cannot be read becomes zeros and a warning. */
 static void salvage_seg(struct worker *w, const struct convert_seg *s)
 {
@@ -91,7 +109,7 @@ static void submit_reads(struct worker *w)
     for (unsigned i = 0; i < w->chunk.nsegs; i++) {
         struct convert_seg *s = &w->chunk.segs[i];
 
-        if (s->kind != CONVERT_DATA) {
+        if (!buffered(w, s)) {
             continue;
         }
         if (s->fill) {
@@ -113,7 +131,7 @@ static int check_reads(struct worker *w, unsigned failed)
     for (unsigned i = 0; i < w->chunk.nsegs; i++) {
         struct convert_seg *s = &w->chunk.segs[i];
 
-        if (s->kind != CONVERT_DATA || s->fill || nreq++ < failed ||
+        if (!buffered(w, s) || s->fill || nreq++ < failed ||
             w->reqs[nreq - 1].result == 0) {
             continue;
         }
@@ -129,7 +147,7 @@ static int read_chunk(struct worker *w)
 {
     int failed;
 
-    if (!w->chunk.data) {
+    if (!any_buffered(w)) {
         return 0;
     }
     if (!w->buf && !(w->buf = blk_buf_alloc(w->c->buf_size))) {
@@ -172,7 +190,7 @@ static bool mark_chunk(struct worker *w, bool quick)
     bool any = false;
 
     for (unsigned i = 0; i < w->chunk.nsegs; i++) {
-        if (w->chunk.segs[i].kind == CONVERT_DATA) {
+        if (buffered(w, &w->chunk.segs[i])) {
             zeros += mark_seg(w, &w->chunk.segs[i], zeros, quick, &any);
         }
     }
@@ -190,7 +208,7 @@ static int find_zeros(struct worker *w)
 {
     struct convert *c = w->c;
 
-    if (!c->sparse || c->compress || !w->chunk.data || !c->dst) {
+    if (!c->sparse || c->compress || !any_buffered(w) || !c->dst) {
         return 0;
     }
     if (!w->zeros) {
@@ -219,10 +237,26 @@ static int write_wait(struct worker *w)
     if (failed < 0) {
         return 0;
     }
+    if (w->reqs[failed].op == BLK_COPY) {
+        w->offload = false;
+        return -EAGAIN;
+    }
     while (s + 1 < w->chunk.segs + w->chunk.nsegs && s[1].offset <= w->reqs[failed].offset) {
         s++;
     }
     return convert_fail(w->c, w->reqs[failed].result, CONVERT_WRITE, s->offset);
+}
+
+static int add_write(struct worker *w, const struct blk_req *req, uint8_t *data)
+{
+    if (w->nreqs == CONVERT_SEGS) {
+        int ret = write_wait(w);
+        if (ret < 0) {
+            return ret;
+        }
+    }
+    batch_add(w, w->c->dst, req, data);
+    return 0;
 }
 
 static int write_run(struct worker *w, uint64_t off, uint64_t len, uint8_t *data)
@@ -237,14 +271,14 @@ static int write_run(struct worker *w, uint64_t off, uint64_t len, uint8_t *data
         req.op = BLK_WRITE_ZEROES;
         req.flags = BLK_REQ_MAY_UNMAP;
     }
-    if (w->nreqs == CONVERT_SEGS) {
-        int ret = write_wait(w);
-        if (ret < 0) {
-            return ret;
-        }
-    }
-    batch_add(w, w->c->dst, &req, data);
-    return 0;
+    return add_write(w, &req, data);
+}
+
+static int copy_seg(struct worker *w, const struct convert_seg *s)
+{
+    return add_write(w, &(struct blk_req) { .op = BLK_COPY, .offset = s->offset,
+                                            .length = s->length, .from = s->host,
+                                            .from_offset = s->host_offset }, NULL);
 }
 
 /* Bytes from `at` on that are alike, zero or not. */
@@ -366,6 +400,8 @@ static int submit_writes(struct worker *w)
 
         if (s->kind == CONVERT_ZERO) {
             ret = write_run(w, s->offset, s->length, NULL);
+        } else if (s->kind == CONVERT_DATA && !buffered(w, s)) {
+            ret = copy_seg(w, s);
         } else if (s->kind == CONVERT_DATA && w->c->sparse) {
             ret = write_sparse(w, s, &zeros);
         } else if (s->kind == CONVERT_DATA) {
@@ -429,10 +465,25 @@ static void feed_chunk(struct worker *w, int ret)
     co_wake_all(&c->feeds);
 }
 
+/* The storage would not copy: the whole chunk by hand, what it has copied as well. */
+static int write_instead(struct worker *w)
+{
+    int ret, waited;
+
+    w->c->offload = false;
+    ret = read_chunk(w);
+    ret = ret ? ret : find_zeros(w);
+    ret = ret ? ret : submit_writes(w);
+    waited = write_wait(w);
+    return ret ? ret : waited;
+}
+
 /* Every chunk takes its turn, also after an error: others wait for it. */
 static void write_chunk(struct worker *w, int ret)
 {
     struct convert *c = w->c;
+    bool offload = w->offload;
+    int waited;
 
     wait_turn(w);
     if (ret == 0 && !c->failure.err) {
@@ -440,7 +491,12 @@ static void write_chunk(struct worker *w, int ret)
         ret = c->dst ? submit_writes(w) : 0;
     }
     end_turn(w);
-    if (write_wait(w) == 0 && ret == 0 && !c->failure.err) {
+    waited = write_wait(w);
+    ret = ret ? ret : waited;
+    if (offload && !w->offload && !c->failure.err) {
+        ret = write_instead(w);
+    }
+    if (ret == 0 && !c->failure.err) {
         c->done += w->chunk.length;
         img_progress_set(c->done, c->work ? c->work : c->total, true);
     }
@@ -494,6 +550,7 @@ static void worker_run(void *arg)
         if (ret < 0 || !w->chunk.nsegs) {
             break;
         }
+        w->offload = c->offload;
         ret = read_chunk(w);
         if (ret == 0) {
             ret = find_zeros(w);

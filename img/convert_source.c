@@ -97,6 +97,27 @@ static void set_whole_clusters(struct convert *c, uint64_t source_end)
     c->ext_end = BLK_MIN(c->pos - in + c->cluster, source_end);
 }
 
+/* May the storage copy the extent?  Whole sectors that are there. */
+static void set_host(struct convert *c, const struct blk_status *st)
+{
+    const unsigned place = BLK_ST_DATA | BLK_ST_OFFSET;
+    uint64_t size, len;
+
+    if (!c->offload || c->ext_kind != CONVERT_DATA ||
+        (st->flags & (place | BLK_ST_COMPRESSED)) != place || !blk_is_protocol(st->host) ||
+        !blk_can_copy(c->dst, st->host)) {
+        return;
+    }
+    size = blk_size(st->host);
+    len = size > st->host_offset ? BLK_MIN(size - st->host_offset, st->length) : 0;
+    len &= ~(CONVERT_SECTOR - 1ull);
+    if (len) {
+        c->ext_host = st->host;
+        c->ext_shift = st->host_offset - c->pos;
+        c->ext_end = BLK_MIN(c->ext_end, c->pos + len);
+    }
+}
+
 /* Learn the extent at c->pos. */
 static int find_extent(struct convert *c)
 {
@@ -107,6 +128,7 @@ static int find_extent(struct convert *c)
     int ret;
 
     c->ext_src = s;
+    c->ext_host = NULL;
     if (off >= size) {                  /* what rounding up to sectors added */
         c->ext_kind = kind_of(c, BLK_ST_ZERO, c->pos);
         c->ext_end = limit;
@@ -124,20 +146,26 @@ static int find_extent(struct convert *c)
     }
     set_extent(c, kind_of(c, st.flags, c->pos), st.length, limit,
                off + st.length >= size || c->pos + st.length >= limit);
+    set_host(c, &st);
     if (c->compress) {
         set_whole_clusters(c, s->start + s->length);
     }
     return 0;
 }
 
-/* How much of len bytes of data at c->pos goes into room bytes: all, or up to a
- * cluster boundary of the target so that no two chunks write one cluster. */
+/* How much of len bytes of data at c->pos goes into room bytes: all, or in an empty buffer up
+ * to a cluster boundary of the target so that no two chunks write one cluster.  So writes are
+ * those of QEMU, which takes one extent at a time, and so is the layout.  With compress, where
+ * QEMU takes a cluster at a time, the buffer is filled up. */
 static uint64_t cut(const struct convert *c, uint64_t len, uint64_t room)
 {
     uint64_t end;
 
     if (len <= room) {
         return len;
+    }
+    if (room < c->buf_size && !c->compress) {
+        return 0;
     }
     if (!c->cluster) {
         return room;
@@ -151,7 +179,9 @@ static uint64_t cut(const struct convert *c, uint64_t len, uint64_t room)
 
 static bool joins(const struct convert_seg *s, const struct convert_seg *next)
 {
-    return s->kind == next->kind && s->src == next->src && s->fill == next->fill;
+    return s->kind == next->kind && s->src == next->src && s->fill == next->fill &&
+           s->host == next->host &&
+           (!s->host || s->host_offset + s->length == next->host_offset);
 }
 
 static void add_segment(struct convert *c, struct convert_chunk *ch, struct convert_seg *seg)
@@ -197,6 +227,8 @@ static int fill_chunk(struct convert *c, struct convert_chunk *ch)
             seg.fill = true;
         }
         if (seg.kind == CONVERT_DATA) {
+            seg.host = c->ext_host;
+            seg.host_offset = c->pos + c->ext_shift;
             seg.buf = ch->data;
             seg.length = cut(c, seg.length, c->buf_size - ch->data);
         }

@@ -34,10 +34,10 @@ static int parse_operand(struct args *a, const char *arg)
     }
     if (eq && !strncmp(arg, "count=", 6)) {
         a->has_count = true;
-        return img_parse_size("count", eq + 1, &a->count);
+        return img_parse_number("count", eq + 1, 0, INT64_MAX, &a->count);
     }
     if (eq && !strncmp(arg, "skip=", 5)) {
-        return img_parse_size("skip", eq + 1, &a->skip);
+        return img_parse_number("skip", eq + 1, 0, INT64_MAX, &a->skip);
     }
     if (eq && !strncmp(arg, "if=", 3)) {
         a->input = eq + 1;

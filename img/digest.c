@@ -145,25 +145,20 @@ static int parse_algorithm(struct args *a, const char *name)
     return 0;
 }
 
-/* 0, or the exit status. */
+/* -1: go on; otherwise the exit status. */
 static int parse_option(struct args *a, int c, const char *argv0)
 {
     switch (c) {
-    case 'a': return parse_algorithm(a, optarg) ? 1 : 0;
-    case 'f': a->image.format = optarg; return 0;
+    case 'a': return parse_algorithm(a, optarg) ? 1 : -1;
     case 'l':
         a->snapshot = optarg;
-        return img_check_snapshot(optarg) ? 1 : 0;
+        return img_check_snapshot(optarg) ? 1 : -1;
     case 'p':
         /* Digests go to stdout, percentages do not belong among them. */
         img_progress_to_stderr();
-        return img_parse_progress(optarg, &a->progress) ? 1 : 0;
-    case 'T': a->cache = optarg; return 0;
-    case 'U': a->image.flags |= BLK_O_SHARE; return 0;
-    case IMG_OPT_IMAGE_OPTS: a->image.image_opts = true; return 0;
-    case IMG_OPT_OBJECT: return img_add_object(optarg) ? 1 : 0;
-    case IMG_OPT_OUTPUT: return img_parse_output(argv0, optarg, &a->json) ? 1 : 0;
-    default: return img_try_help(argv0);
+        return img_parse_progress(optarg, &a->progress) ? 1 : -1;
+    case 'T': a->cache = optarg; return -1;
+    default: return img_common_option(&img_digest, c, argv0, &a->image, &a->json);
     }
 }
 
@@ -173,10 +168,7 @@ static int digest_main(int argc, char **argv)
     int c, status;
 
     while ((c = getopt_long(argc, argv, "hf:a:l:T:pU", longs, NULL)) != -1) {
-        if (c == 'h') {
-            return img_help(&img_digest);
-        }
-        if ((status = parse_option(&a, c, argv[0]))) {
+        if ((status = parse_option(&a, c, argv[0])) >= 0) {
             return status;
         }
     }
@@ -185,8 +177,7 @@ static int digest_main(int argc, char **argv)
     }
     a.names = argv + optind;
     a.nnames = (size_t)(argc - optind);
-    if (img_cache_flags(a.cache, &a.image.flags)) {
-        img_error("Invalid source cache option: %s", a.cache);
+    if (img_parse_cache("source ", a.cache, &a.image.flags)) {
         return 1;
     }
     return img_run(run, &a);

@@ -39,25 +39,9 @@ static int take_force_share(struct blk_opts *o, unsigned *flags)
     return 0;
 }
 
-/* Is the format said in the name itself? */
-static bool names_format(const struct img_image *im)
+static void warn_guessed(struct blk_node *n)
 {
-    struct blk_opts *o = blk_opts_new();
-    bool named = false;
-
-    if (im->image_opts) {
-        named = !blk_opts_parse(o, im->filename, "file", NULL) && blk_opts_has(o, "driver");
-    } else if (!strncmp(im->filename, "json:", 5)) {
-        named = !blk_opts_parse_json(o, im->filename + 5, NULL) && blk_opts_has(o, "driver");
-    }
-    blk_opts_free(o);
-    return named;
-}
-
-static void warn_guessed(const struct img_image *im, struct blk_node *n)
-{
-    if (im->format || !(im->flags & BLK_O_RDWR) || strcmp(blk_format_name(n), "raw") ||
-        names_format(im)) {
+    if (!blk_raw_guessed(n)) {
         return;
     }
     fprintf(stderr, "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
@@ -74,7 +58,7 @@ struct blk_opts *img_image_options(const struct img_image *im, unsigned *flags)
 
     if (im->image_opts && im->format) {
         img_error("--image-opts and --format are mutually exclusive");
-    } else if (im->image_opts && blk_opts_parse(o, im->filename, "file", &e)) {
+    } else if (im->image_opts && blk_opts_parse_loose(o, im->filename, "file", &e)) {
         img_report(&e);
     } else if (!im->image_opts || !take_force_share(o, flags)) {
         return o;
@@ -121,7 +105,7 @@ struct blk_node *img_open(const struct img_image *im)
 
     n = im->image_opts ? open_opts(im) : open_name(im);
     if (n) {
-        warn_guessed(im, n);
+        warn_guessed(n);
     }
     return n;
 }

@@ -81,9 +81,8 @@ int img_parse_size(const char *what, const char *s, uint64_t *out);
 int img_parse_number(const char *what, const char *s, uint64_t min, uint64_t max, uint64_t *out);
 /* --output: 0 with *json set (and progress no longer on stdout), or prints the usage error and returns -EINVAL. */
 int img_parse_output(const char *argv0, const char *s, bool *json);
-/* qemu's cache mode name into BLK_O_DIRECT, BLK_O_NO_FLUSH, BLK_O_WRITETHROUGH
- * (cleared first).  -EINVAL, nothing printed: the words differ by command. */
-int img_cache_flags(const char *mode, unsigned *flags);
+/* blk_parse_cache() that prints what is wrong; whose: "" or "source ". */
+int img_parse_cache(const char *whose, const char *mode, unsigned *flags);
 /* Append one -o argument to the list *all (malloc'd, NULL at first).  Prints
  * "Invalid option list" and returns -EINVAL for an empty element. */
 int img_add_options(char **all, const char *more);
@@ -125,6 +124,11 @@ struct img_image {
     unsigned flags;             /* BLK_O_*; BLK_O_SHARE is -U */
     const struct blk_opts *opts;    /* more options beside filename, or NULL */
 };
+/* The options that most commands have, with what getopt_long() says of one: --help, -f,
+ * -q, -U, --image-opts, --object, --output; any other is a mistake.  -1: go on; else the
+ * exit status, help or the error having been printed. */
+int img_common_option(const struct img_command *c, int ch, const char *argv0,
+                      struct img_image *im, bool *json);
 /* NULL: the message has been printed.  In a fiber or not. */
 struct blk_node *img_open(const struct img_image *im);
 /* The list of --image-opts, what it says of locks in *flags (BLK_O_*); without the option

@@ -117,7 +117,7 @@ static json_t *gather(struct blk_node *n, struct blk_error *e)
     children = json_array();
     json_object_set_new(o, "children", children);
     json_object_set_new(o, "protocol", json_boolean(blk_is_protocol(n)));
-    if (add_more_files(children, n, e) || add_child(children, "file", blk_file(n), e) ||
+    if (add_more_files(children, n, e) || add_child(children, blk_file_role(n), blk_file(n), e) ||
         add_child(children, "data-file", blk_data_file(n), e)) {
         json_decref(o);
         return NULL;
@@ -152,7 +152,7 @@ static int next_image(const json_t *info, struct img_image *im)
 {
     const char *name = json_string_value(json_object_get(info, "backing-filename"));
 
-    if (name && blk_has_protocol(name) && strncmp(name, "file:", 5)) {
+    if (name && !blk_inner_name_allowed(img_backing_urls, name)) {
         img_error("Could not open '%s': file name '%.200s' inside the image is not a plain path; "
                   "allow its protocol to use it", im->filename, name);
         return -EACCES;
@@ -212,7 +212,7 @@ static uint64_t get_number(const json_t *o, const char *key)
 
 static void print_snapshot(const json_t *s)
 {
-    char size[32], date[32] = "", clock[48], icount[24] = "";
+    char size[32], date[32] = "", clock[48], icount[24] = "--";
     time_t when = (time_t)get_number(s, "date-sec");
     uint64_t seconds = get_number(s, "vm-clock-sec");
     struct tm tm;
@@ -380,42 +380,22 @@ static int parse_options(struct info *a, int argc, char **argv)
         {"no-sandbox", no_argument, NULL, IMG_OPT_NO_SANDBOX},
         {NULL, 0, NULL, 0},
     };
-    int ch;
+    int ch, status = -1;
 
-    while ((ch = getopt_long(argc, argv, "hf:bU", longs, NULL)) != -1) {
+    while (status < 0 && (ch = getopt_long(argc, argv, "hf:bU", longs, NULL)) != -1) {
         switch (ch) {
-        case 'h':
-            return img_help(&img_info);
-        case 'f':
-            a->image.format = optarg;
-            break;
-        case IMG_OPT_IMAGE_OPTS:
-            a->image.image_opts = true;
-            break;
         case 'b':
             a->chain = true;
-            break;
-        case 'U':
-            a->image.flags |= BLK_O_SHARE;
-            break;
-        case IMG_OPT_OUTPUT:
-            if (img_parse_output(argv[0], optarg, &a->json)) {
-                return 1;
-            }
-            break;
-        case IMG_OPT_OBJECT:
-            if (img_add_object(optarg)) {
-                return 1;
-            }
             break;
         case IMG_OPT_NO_SANDBOX:
             a->no_sandbox = true;
             break;
         default:
-            return img_try_help(argv[0]);
+            status = img_common_option(&img_info, ch, argv[0], &a->image, &a->json);
+            break;
         }
     }
-    return -1;
+    return status;
 }
 
 static int info_main(int argc, char **argv)

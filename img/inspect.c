@@ -282,31 +282,10 @@ static int parse_options(struct inspect *a, int argc, char **argv)
         {"no-sandbox", no_argument, NULL, IMG_OPT_NO_SANDBOX},
         {NULL, 0, NULL, 0},
     };
-    int ch;
+    int ch, status = -1;
 
-    while ((ch = getopt_long(argc, argv, "hf:U", longs, NULL)) != -1) {
+    while (status < 0 && (ch = getopt_long(argc, argv, "hf:U", longs, NULL)) != -1) {
         switch (ch) {
-        case 'h':
-            return img_help(&img_inspect);
-        case 'f':
-            a->image.format = optarg;
-            break;
-        case IMG_OPT_IMAGE_OPTS:
-            a->image.image_opts = true;
-            break;
-        case 'U':
-            a->image.flags |= BLK_O_SHARE;
-            break;
-        case IMG_OPT_OUTPUT:
-            if (img_parse_output(argv[0], optarg, &a->json)) {
-                return STATUS_FAILED;
-            }
-            break;
-        case IMG_OPT_OBJECT:
-            if (img_add_object(optarg)) {
-                return STATUS_FAILED;
-            }
-            break;
         case OPT_MAX_SIZE:
             if (img_parse_size("maximal size", optarg, &a->max_size)) {
                 return STATUS_FAILED;
@@ -316,10 +295,11 @@ static int parse_options(struct inspect *a, int argc, char **argv)
             a->no_sandbox = true;
             break;
         default:
-            return img_try_help(argv[0]);
+            status = img_common_option(&img_inspect, ch, argv[0], &a->image, &a->json);
+            break;
         }
     }
-    return -1;
+    return status;
 }
 
 static int inspect_main(int argc, char **argv)

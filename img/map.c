@@ -181,18 +181,10 @@ static int parse_options(struct map *m, int argc, char **argv)
         {"object", required_argument, NULL, IMG_OPT_OBJECT},
         {NULL, 0, NULL, 0},
     };
-    int ch;
+    int ch, status = -1;
 
-    while ((ch = getopt_long(argc, argv, "hf:s:l:U", longs, NULL)) != -1) {
+    while (status < 0 && (ch = getopt_long(argc, argv, "hf:s:l:U", longs, NULL)) != -1) {
         switch (ch) {
-        case 'h':
-            return img_help(&img_map);
-        case 'f':
-            m->image.format = optarg;
-            break;
-        case IMG_OPT_IMAGE_OPTS:
-            m->image.image_opts = true;
-            break;
         case 's':
             if (img_parse_size("start offset", optarg, &m->start)) {
                 return 1;
@@ -203,24 +195,12 @@ static int parse_options(struct map *m, int argc, char **argv)
                 return 1;
             }
             break;
-        case 'U':
-            m->image.flags |= BLK_O_SHARE;
-            break;
-        case IMG_OPT_OUTPUT:
-            if (img_parse_output(argv[0], optarg, &m->json)) {
-                return 1;
-            }
-            break;
-        case IMG_OPT_OBJECT:
-            if (img_add_object(optarg)) {
-                return 1;
-            }
-            break;
         default:
-            return img_try_help(argv[0]);
+            status = img_common_option(&img_map, ch, argv[0], &m->image, &m->json);
+            break;
         }
     }
-    return -1;
+    return status;
 }
 
 static int map_main(int argc, char **argv)

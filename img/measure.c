@@ -132,15 +132,10 @@ static int parse_options(struct measure *m, int argc, char **argv)
         {"force-share", no_argument, NULL, 'U'},
         {NULL, 0, NULL, 0},
     };
-    int ch;
+    int ch, status = -1;
 
-    while ((ch = getopt_long(argc, argv, "hf:l:O:o:U", longs, NULL)) != -1) {
+    while (status < 0 && (ch = getopt_long(argc, argv, "hf:l:O:o:U", longs, NULL)) != -1) {
         switch (ch) {
-        case 'h':
-            return img_help(&img_measure);
-        case 'f':
-            m->image.format = optarg;
-            break;
         case 'l':
             m->snapshot = optarg;
             if (img_check_snapshot(optarg)) {
@@ -161,27 +156,12 @@ static int parse_options(struct measure *m, int argc, char **argv)
             }
             m->has_size = true;
             break;
-        case 'U':
-            m->image.flags |= BLK_O_SHARE;
-            break;
-        case IMG_OPT_IMAGE_OPTS:
-            m->image.image_opts = true;
-            break;
-        case IMG_OPT_OUTPUT:
-            if (img_parse_output(argv[0], optarg, &m->json)) {
-                return 1;
-            }
-            break;
-        case IMG_OPT_OBJECT:
-            if (img_add_object(optarg)) {
-                return 1;
-            }
-            break;
         default:
-            return img_try_help(argv[0]);
+            status = img_common_option(&img_measure, ch, argv[0], &m->image, &m->json);
+            break;
         }
     }
-    return -1;
+    return status;
 }
 
 static int measure_main(int argc, char **argv)

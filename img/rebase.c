@@ -293,23 +293,15 @@ static int parse_options(struct rebase *r, const char **cache, const char **base
         {"force-share", no_argument, NULL, 'U'},
         {NULL, 0, NULL, 0},
     };
-    int ch;
+    int ch, status = -1;
 
-    while ((ch = getopt_long(argc, argv, "hf:F:b:upt:T:qUc", longs, NULL)) != -1) {
+    while (status < 0 && (ch = getopt_long(argc, argv, "hf:F:b:upt:T:qUc", longs, NULL)) != -1) {
         switch (ch) {
-        case 'h': return img_help(&img_rebase);
-        case 'q': r->image.quiet = true; break;
         case 'p':
             if (img_parse_progress(optarg, &r->progress)) {
                 return 1;
             }
             break;
-        case IMG_OPT_OUTPUT:
-            if (img_parse_output(argv[0], optarg, &r->json)) {
-                return 1;
-            }
-            break;
-        case 'f': r->image.format = optarg; break;
         case 't': *cache = optarg; break;
         case 'c': r->compress = true; break;
         case 'b': r->base = optarg; break;
@@ -317,16 +309,12 @@ static int parse_options(struct rebase *r, const char **cache, const char **base
         case 'T': *base_cache = optarg; break;
         case 'u': r->unsafe = true; break;
         case 'U': r->base_flags |= BLK_O_SHARE; break;
-        case IMG_OPT_IMAGE_OPTS: r->image.image_opts = true; break;
-        case IMG_OPT_OBJECT:
-            if (img_add_object(optarg)) {
-                return 1;
-            }
+        default:
+            status = img_common_option(&img_rebase, ch, argv[0], &r->image, &r->json);
             break;
-        default: return img_try_help(argv[0]);
         }
     }
-    return -1;
+    return status;
 }
 
 static int rebase_main(int argc, char **argv)
@@ -347,12 +335,10 @@ static int rebase_main(int argc, char **argv)
                                "Must specify backing file (-b) or use unsafe mode (-u)");
     }
     r.image.filename = argv[optind];
-    if (img_cache_flags(cache, &r.image.flags)) {
-        img_error("Invalid cache option: %s", cache);
+    if (img_parse_cache("", cache, &r.image.flags)) {
         return 1;
     }
-    if (img_cache_flags(base_cache, &r.base_flags)) {
-        img_error("Invalid source cache option: %s", base_cache);
+    if (img_parse_cache("source ", base_cache, &r.base_flags)) {
         return 1;
     }
     r.base_flags |= share;

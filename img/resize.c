@@ -123,34 +123,13 @@ static int parse_options(struct resize *r, int argc, char **argv)
         {"shrink", no_argument, NULL, OPT_SHRINK},
         {NULL, 0, NULL, 0},
     };
-    int ch;
+    int ch, status = -1;
 
-    while ((ch = getopt_long(argc, argv, "hf:q", longs, NULL)) != -1) {
+    while (status < 0 && (ch = getopt_long(argc, argv, "hf:q", longs, NULL)) != -1) {
         switch (ch) {
-        case 'h':
-            return img_help(&img_resize);
-        case 'f':
-            r->image.format = optarg;
-            break;
-        case 'q':
-            r->image.quiet = true;
-            break;
-        case IMG_OPT_IMAGE_OPTS:
-            r->image.image_opts = true;
-            break;
-        case IMG_OPT_OBJECT:
-            if (img_add_object(optarg)) {
-                return 1;
-            }
-            break;
         case OPT_PREALLOCATION:
             if (blk_parse_prealloc(optarg, &r->prealloc, NULL)) {
                 img_error("Invalid preallocation mode '%s'", optarg);
-                return 1;
-            }
-            break;
-        case IMG_OPT_OUTPUT:
-            if (img_parse_output(argv[0], optarg, &r->json)) {
                 return 1;
             }
             break;
@@ -158,10 +137,11 @@ static int parse_options(struct resize *r, int argc, char **argv)
             r->shrink = true;
             break;
         default:
-            return img_try_help(argv[0]);
+            status = img_common_option(&img_resize, ch, argv[0], &r->image, &r->json);
+            break;
         }
     }
-    return -1;
+    return status;
 }
 
 static int resize_main(int argc, char **argv)
@@ -170,12 +150,17 @@ static int resize_main(int argc, char **argv)
     const char *size = NULL;
     int status;
 
-    if (argc > 1 && strcmp(argv[argc - 1], "-h") && strcmp(argv[argc - 1], "--help")) {
+    /* "-1M" is no option; options may follow the size all the same. */
+    if (argc > 1 && argv[argc - 1][0] == '-' && strchr("0123456789.", argv[argc - 1][1]) &&
+        argv[argc - 1][1]) {
         size = argv[--argc];
     }
     status = parse_options(&r, argc, argv);
     if (status >= 0) {
         return status;
+    }
+    if (!size && optind < argc - 1) {
+        size = argv[--argc];
     }
     if (!size || optind >= argc) {
         return img_usage_error(argv[0], "Expecting image file name and size");

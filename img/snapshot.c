@@ -105,14 +105,10 @@ static int parse_options(struct snapshot *s, int argc, char **argv)
         {"delete", required_argument, NULL, 'd'},
         {NULL, 0, NULL, 0},
     };
-    int ch;
+    int ch, status = -1;
 
-    while ((ch = getopt_long(argc, argv, "hf:la:c:d:qU", longs, NULL)) != -1) {
+    while (status < 0 && (ch = getopt_long(argc, argv, "hf:la:c:d:qU", longs, NULL)) != -1) {
         switch (ch) {
-        case 'h': return img_help(&img_snapshot);
-        case 'q': s->image.quiet = true; break;
-        case 'f': s->image.format = optarg; break;
-        case 'U': s->image.flags |= BLK_O_SHARE; break;
         case 'l': case 'a': case 'c': case 'd':
             if (s->action) {
                 return img_usage_error(argv[0], "Cannot mix '-l', '-a', '-c', '-d'");
@@ -120,21 +116,12 @@ static int parse_options(struct snapshot *s, int argc, char **argv)
             s->action = ch;
             s->name = optarg;
             break;
-        case IMG_OPT_OUTPUT:
-            if (img_parse_output(argv[0], optarg, &s->json)) {
-                return 1;
-            }
+        default:
+            status = img_common_option(&img_snapshot, ch, argv[0], &s->image, &s->json);
             break;
-        case IMG_OPT_IMAGE_OPTS: s->image.image_opts = true; break;
-        case IMG_OPT_OBJECT:
-            if (img_add_object(optarg)) {
-                return 1;
-            }
-            break;
-        default: return img_try_help(argv[0]);
         }
     }
-    return -1;
+    return status;
 }
 
 static int snapshot_main(int argc, char **argv)

@@ -178,20 +178,29 @@ static void raise_landlock(const struct walls *w)
 /* ---- seccomp -------------------------------------------------------------------- */
 
 #if defined(__x86_64__)
+#define MACHINE AUDIT_ARCH_X86_64
+#elif defined(__aarch64__)
+#define MACHINE AUDIT_ARCH_AARCH64
+#endif
+
+#if defined(MACHINE)
 /* What the library and the C library do while they examine an image: read, write, lock
  * and ask about descriptors, memory, threads, time.  Opening is landlock's affair. */
 static const short allowed[] = {
     SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_pread64, SYS_pwrite64, SYS_preadv, SYS_pwritev,
     SYS_preadv2, SYS_pwritev2, SYS_lseek, SYS_close, SYS_openat, SYS_fstat, SYS_newfstatat,
-    SYS_stat, SYS_statx, SYS_fstatfs, SYS_fsync, SYS_fdatasync, SYS_ftruncate, SYS_fallocate,
+    SYS_statx, SYS_fstatfs, SYS_fsync, SYS_fdatasync, SYS_ftruncate, SYS_fallocate,
     SYS_fadvise64, SYS_fcntl, SYS_mmap, SYS_munmap, SYS_mprotect, SYS_mremap, SYS_brk, SYS_madvise,
     SYS_mlock, SYS_munlock, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sigaltstack,
     SYS_tgkill, SYS_restart_syscall, SYS_futex, SYS_set_robust_list, SYS_rseq, SYS_clone,
     SYS_sched_yield, SYS_sched_getaffinity, SYS_exit, SYS_exit_group, SYS_epoll_create1,
-    SYS_epoll_ctl, SYS_epoll_wait, SYS_epoll_pwait, SYS_eventfd2, SYS_poll, SYS_ppoll,
+    SYS_epoll_ctl, SYS_epoll_pwait, SYS_eventfd2, SYS_ppoll,
     SYS_clock_gettime, SYS_clock_getres, SYS_clock_nanosleep, SYS_gettimeofday, SYS_getrandom,
     SYS_getpid, SYS_gettid, SYS_getuid, SYS_geteuid, SYS_getgid, SYS_getegid, SYS_getrusage,
     SYS_sysinfo, SYS_seccomp,           /* another filter only takes more away: walls_shut() */
+#if defined(__x86_64__)                 /* old ones that later machines never had */
+    SYS_stat, SYS_poll, SYS_epoll_wait,
+#endif
 };
 
 /* Refused with an error that callers know how to live with; anything else that is not
@@ -199,7 +208,10 @@ static const short allowed[] = {
 static const struct { short call, err; } declined[] = {
     { SYS_clone3, ENOSYS },             /* the C library then takes clone() */
     { SYS_io_uring_setup, EPERM },      /* it would go past this filter */
+    { SYS_faccessat, EACCES }, { SYS_readlinkat, EACCES },
+#if defined(__x86_64__)
     { SYS_access, EACCES }, { SYS_readlink, EACCES },
+#endif
 };
 
 /* Refused with EACCES where one of these bits is set in an argument. */
@@ -336,7 +348,7 @@ static void raise_seccomp(const struct walls *w)
     struct filter f = { .len = 0 };
 
     load(&f, offsetof(struct seccomp_data, arch));
-    put(&f, BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0);
+    put(&f, BPF_JMP | BPF_JEQ | BPF_K, MACHINE, 1, 0);
     ret(&f, SECCOMP_RET_TRAP);
     add_arguments(&f, w->writable);
     add_allowed(&f);
@@ -355,7 +367,7 @@ void walls_shut(void)
     }
 }
 #else
-/* The lists above are one machine's. */
+/* Nobody has looked at what other machines call. */
 static void raise_seccomp(const struct walls *w)
 {
 }

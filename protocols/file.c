@@ -56,6 +56,7 @@ void file_finish(struct blk_req *req, int result)
             n->can_discard = BLK_CAP_NONE;
         break;
     case BLK_WRITE:
+    case BLK_COPY:
         file_forget_extent(f);
         break;
     default:
@@ -151,6 +152,17 @@ static bool file_inline(struct file_state *f, struct blk_req *req)
     default:
         return false;
     }
+}
+
+/* Whether the file system does is only known when it is tried. */
+static bool file_can_copy(const struct blk_node *n, const struct blk_node *from)
+{
+    const struct file_state *f = n->state, *src;
+
+    if (from->drv != n->drv)
+        return false;
+    src = from->state;
+    return f->kind == FILE_REGULAR && src->kind == FILE_REGULAR;
 }
 
 static void file_submit(struct blk_node *n, struct blk_req *req)
@@ -334,6 +346,8 @@ static int file_identity(struct blk_node *n, char *buf, size_t len)
     .lock = file_take_locks, \
     .close = file_close, \
     .submit = file_submit, \
+    .can_copy = file_can_copy, \
+    .reserve = file_reserve, \
     .status = file_status, \
     .info = file_info, \
     .truncate = file_truncate, \

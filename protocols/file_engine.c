@@ -113,6 +113,27 @@ static int file_rw_blocking(struct file_state *f, struct blk_req *req, uint64_t 
     return 0;
 }
 
+/* copy_file_range() shares the blocks where the file system can, or has the server copy.
+ * What it does not do, whether it refuses, fails or makes no progress, is not supported:
+ * reading and writing finds out what is wrong. */
+static int file_copy_blocking(struct file_state *f, const struct blk_req *req)
+{
+    const struct file_state *from = req->from->state;
+    off64_t src = (off64_t)req->from_offset, dst = (off64_t)req->offset;
+    uint64_t left = req->length;
+
+    while (left) {
+        ssize_t r = copy_file_range(from->fd, &src, f->fd, &dst, left, 0);
+
+        if (r < 0 && errno == EINTR)
+            continue;
+        if (r <= 0)
+            return -ENOTSUP;
+        left -= (uint64_t)r;
+    }
+    return 0;
+}
+
 static int file_fallocate(int fd, int mode, uint64_t off, uint64_t len)
 {
     int ret;
@@ -258,6 +279,9 @@ static void file_work_fn(struct blk_work *w)
         t->done = file_rw_blocking(f, req, (uint64_t)t->done);
         if (file_one_writer(f, req))
             file_write_end(f);
+        break;
+    case BLK_COPY:
+        t->done = file_copy_blocking(f, req);
         break;
     case BLK_FLUSH:
         t->done = fdatasync(f->fd) < 0 ? -errno : 0;

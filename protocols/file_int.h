@@ -141,6 +141,8 @@ bool file_lock_supported(void);
 
 extern const struct blk_option_desc file_create_opts[];
 int file_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st);
+/* Contract: driver.h. */
+void file_reserve(struct blk_node *n, uint64_t off, uint64_t len);
 int file_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_prealloc p,
                   struct blk_error *e);
 int file_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,

@@ -85,12 +85,7 @@ int file_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_statu
             end = BLK_MIN(end, f->extent.end);
         }
     }
-    st->flags = BLK_ST_ALLOCATED | BLK_ST_OFFSET | (data ? BLK_ST_DATA : BLK_ST_ZERO);
-    if (end >= n->size)
-        st->flags |= BLK_ST_EOF;
-    st->length = end - off;
-    st->host = n;
-    st->host_offset = off;
+    blk_status_at(st, n, off, end - off, data ? BLK_ST_DATA : BLK_ST_ZERO);
     return 0;
 }
 
@@ -133,7 +128,7 @@ static int ops_set_size(int fd, uint64_t size, struct blk_error *e)
     int ret;
 
     if (size > INT64_MAX)
-        return blk_err_errno(e, EFBIG, "Could not resize file");
+        return blk_err_errno(e, EINVAL, "Could not resize file");
     do {
         ret = ftruncate(fd, (off_t)size);
     } while (ret < 0 && errno == EINTR);
@@ -189,6 +184,36 @@ static int ops_resize(void *arg)
     if (ret < 0 && ftruncate(r->fd, (off_t)r->from) < 0)
         blk_report("Failed to restore old file length: %s", strerror(errno));
     return ret;
+}
+
+struct ops_range {
+    int fd;
+    uint64_t off, len;
+};
+
+static int ops_reserve(void *arg)
+{
+    const struct ops_range *r = arg;
+    int ret;
+
+    do {
+        ret = fallocate(r->fd, 0, (off_t)r->off, (off_t)r->len);
+    } while (ret < 0 && errno == EINTR);
+    return ret < 0 ? -errno : 0;
+}
+
+void file_reserve(struct blk_node *n, uint64_t off, uint64_t len)
+{
+    struct file_state *f = n->state;
+    struct ops_range r = { f->fd, off, len };
+    int ret;
+
+    if (f->kind != FILE_REGULAR)
+        return;
+    f->extent.start = f->extent.end = 0;
+    ret = f->memory_fs ? ops_reserve(&r) : file_co_work(f->engine, ops_reserve, &r);
+    if (ret == 0)
+        n->size = BLK_MAX(n->size, off + len);
 }
 
 /* A format that needs less than the device has is content: 0, and the node's size
@@ -252,6 +277,7 @@ const struct blk_option_desc file_create_opts[] = {
 
 struct ops_create_opts {
     uint64_t size, extent_hint;
+    bool hint_asked;
     bool nocow;
     enum blk_prealloc prealloc;
 };
@@ -265,6 +291,7 @@ static int ops_parse_create(struct blk_opts *o, struct ops_create_opts *c, struc
     ret = blk_opts_get_size(o, "size", &c->size, e);
     if (ret == 0)
         ret = blk_opts_get_size(o, "extent_size_hint", &c->extent_hint, e);
+    c->hint_asked = blk_opts_has(o, "extent_size_hint");
     if (ret == 0)
         ret = blk_opts_get_bool(o, "nocow", &c->nocow, e);
     if (ret == 0 && p && blk_parse_prealloc(p, &c->prealloc, NULL) < 0)
@@ -277,14 +304,16 @@ static int ops_parse_create(struct blk_opts *o, struct ops_create_opts *c, struc
 /* Wishes only: file systems that do not know them go without. */
 static void ops_apply_hints(int fd, const struct ops_create_opts *c)
 {
-    struct fsxattr x;
+    struct fsxattr x = { 0 };
     int attr;
 
-    if (c->extent_hint && c->extent_hint <= UINT32_MAX &&
-        ioctl(fd, FS_IOC_FSGETXATTR, &x) == 0) {
+    if (c->extent_hint && c->extent_hint <= UINT32_MAX) {
+        int r = ioctl(fd, FS_IOC_FSGETXATTR, &x);
+
         x.fsx_xflags |= FS_XFLAG_EXTSIZE;
         x.fsx_extsize = (uint32_t)c->extent_hint;
-        (void)!ioctl(fd, FS_IOC_FSSETXATTR, &x);
+        if ((r < 0 || ioctl(fd, FS_IOC_FSSETXATTR, &x) < 0) && c->hint_asked)
+            blk_report("warning: Failed to set extent size hint: %s", strerror(errno));
     }
     if (c->nocow && ioctl(fd, FS_IOC_GETFLAGS, &attr) == 0) {
         attr |= FS_NOCOW_FL;

@@ -232,12 +232,7 @@ static int mem_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk
     data = mem_find(s, chunk);
     end = BLK_MIN(mem_seek(s, chunk, last, !data) << MEM_CHUNK_BITS, off + len);
     pthread_mutex_unlock(&s->lock);
-    st->flags = BLK_ST_ALLOCATED | BLK_ST_OFFSET | (data ? BLK_ST_DATA : BLK_ST_ZERO);
-    if (end >= n->size)
-        st->flags |= BLK_ST_EOF;
-    st->length = end - off;
-    st->host = n;
-    st->host_offset = off;
+    blk_status_at(st, n, off, end - off, data ? BLK_ST_DATA : BLK_ST_ZERO);
     return 0;
 }
 

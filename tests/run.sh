@@ -2,8 +2,7 @@
 # run.sh - everything under prove: the unit test programs and tests/*/*.t.
 #   B=build tests/run.sh [TEST]...       only these
 # A test still running after TEST_LIMIT seconds (1800) is killed and has failed.
-# Guest tests run one at a time, they want the machine for themselves; the rest
-# runs two at a time.  Ends with prove's totals and its exit status.
+# Two run at a time.  Ends with prove's totals and its exit status.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export B=${B:-build}
@@ -25,5 +24,4 @@ else
     done
     tests+=(tests/*/*.t)
 fi
-exec prove --timer --failures --comments -j "${JOBS:-2}" --exec "timeout -k 10 ${TEST_LIMIT:-1800}" \
-    --rules 'seq=tests/guest/*.t' --rules 'par=**' "${tests[@]}"
+exec prove --timer --failures --comments -j "${JOBS:-2}" --exec "timeout -k 10 ${TEST_LIMIT:-1800}" "${tests[@]}"

@@ -173,14 +173,16 @@ class Images:
 
 class Row:
     """One measured command.  args(images, out) gives its arguments; out is a file
-    that does not exist before each run."""
+    that does not exist before each run.  ours: arguments that only platter-img has."""
 
-    def __init__(self, name, bar, args, printed=False, check=None, place=None):
+    def __init__(self, name, bar, args, printed=False, check=None, place=None, ours=()):
         self.name, self.bar, self.args, self.printed, self.check = name, bar, args, printed, check
-        self.place = place
+        self.place, self.ours = place, list(ours)
 
     def once(self, tool, images, out):
         args = self.args(images, out)
+        if tool is not images.peer:
+            args[1:1] = self.ours
         if os.path.exists(out):
             os.unlink(out)
         start = time.perf_counter()
@@ -205,7 +207,8 @@ def convert_row(label, source, target_format, bar):
     return Row(label, bar, args, check=check)
 
 
-def compress_row(kind):
+def compress_row(kind, level=None):
+    """level: the one the peer uses, which has no option for it; None: our own default."""
     def args(images, out):
         return ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", f"compression_type={kind}",
                 images.path("tree.raw"), out]
@@ -216,7 +219,9 @@ def compress_row(kind):
         ours, peers = (os.path.getsize(p) for p in (out, images.path(f"tree{kind}.qcow2")))
         if ours > peers:
             sys.exit(f"bench: {kind}: {ours} bytes, the peer needs {peers}")
-    return Row(f"convert -c raw to qcow2, {kind}, file system", 2.0, args, check=check)
+    at = f" level {level}" if level else ""
+    return Row(f"convert -c raw to qcow2, {kind}{at}, file system", 2.0, args, check=check,
+               ours=["-o", f"compression_level={level}"] if level else ())
 
 
 def read_row(label, source, count, bar, depth=64):
@@ -312,6 +317,7 @@ def rows():
                          2.0))
     for kind in ("zlib", "zstd"):
         r.append(compress_row(kind))
+        r.append(compress_row(kind, {"zlib": 6, "zstd": 3}[kind]))
         r.append(convert_row(f"convert qcow2 to raw, {kind}-compressed file system",
                              f"tree{kind}.qcow2", "raw", 2.0))
     r.append(read_row("read 4 KiB, depth 64, raw", "random.raw", 250000, 2.0))
@@ -392,6 +398,16 @@ def rewrite(lines):
         f.write(head + "\n".join(lines) + tail)
 
 
+def touch_memory(directory):
+    """A virtual machine may get its memory only as it is used: the first rows must not pay for
+    that."""
+    path = os.path.join(directory, "memory")
+    with open(path, "wb") as f:
+        for _ in range(6 * GIB // MIB):
+            f.write(bytes(MIB))
+    os.unlink(path)
+
+
 def main():
     ap = argparse.ArgumentParser(add_help=True)
     ap.add_argument("-r", type=int, default=9)
@@ -412,6 +428,8 @@ def main():
     os.makedirs(directory, exist_ok=True)
     results, misses = [], 0
     try:
+        if not a.d:
+            touch_memory(directory)
         images = Images(directory, peer, peer_io)
         for row in chosen:
             t_ours, t_peer = measure(row, ours, peer, images, a.r)

@@ -13,7 +13,8 @@ build="gcc libc6-dev make pkg-config acpica-tools
 # systems and initial RAM disks for guests, and reaches the mirror.
 tests="libcmocka-dev perl python3 e2fsprogs busybox-static cpio kmod procps
        util-linux mount strace ca-certificates tgt nfs-ganesha nfs-ganesha-vfs rpcbind iproute2
-       glusterfs-server groff-base nbdkit nginx-light gnutls-bin"
+       glusterfs-server groff-base nbdkit nginx-light gnutls-bin
+       python3-pyftpdlib python3-openssl"
 
 missing()
 {

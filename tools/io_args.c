@@ -66,7 +66,7 @@ void io_dump(const uint8_t *buf, uint64_t offset, uint64_t len)
 
 bool io_verify(const struct io_args *a)
 {
-    uint64_t len = a->has_check_len ? a->check_len : a->length - a->check_off;
+    uint64_t len = a->check_len;
 
     for (uint64_t i = 0; i < len; i++) {
         if (a->buf[a->check_off + i] != a->pattern) {
@@ -90,6 +90,8 @@ bool io_number(const char *s, uint64_t *out)
         *out = strtoull(s, &end, 16);
         ret = errno || *end || end == s + 2 ? -EINVAL : 0;
     }
+    if (ret == 0 && *out > INT64_MAX)
+        ret = -ERANGE;
     if (ret < 0)
         printf("Parsing error: %s -- %s\n",
                ret == -ERANGE ? "argument too large"
@@ -102,7 +104,7 @@ static bool io_pattern(struct io_args *a, const char *s)
     char *end;
     unsigned long v = strtoul(s, &end, 0);
 
-    if (*end || end == s || v > 0xff) {
+    if (*end || v > 0xff) {
         printf("%s is not a valid pattern byte\n", s);
         return false;
     }
@@ -126,9 +128,11 @@ int io_letters(struct io_args *a, int argc, char **argv, const char *allowed, bo
         case 'n': a->no_fallback = true; break;
         case 'c': a->compressed = true; break;
         case 'f': a->fua = true; break;
-        case 'i': a->ignore_error = true; break;
+        case 'b': a->vm_state = true; break;
         case 'C': a->machine = true; break;
-        case 'p': case 'r': break;          /* as in qemu-io: no effect, a buffer hint */
+        case 'i': a->invalid = true; return optind;
+        case 'p': break;                    /* as in qemu-io: no effect */
+        case 'r': a->registered = true; break;
         case 'P':
             if (!io_pattern(a, optarg))
                 return -1;
@@ -143,6 +147,7 @@ int io_letters(struct io_args *a, int argc, char **argv, const char *allowed, bo
                 a->source = optarg;
             else if (!io_number(optarg, &a->check_off))
                 return -1;
+            a->has_check_off = is_read;
             break;
         default:
             return IO_BAD_USAGE;
@@ -151,7 +156,44 @@ int io_letters(struct io_args *a, int argc, char **argv, const char *allowed, bo
     return optind;
 }
 
-bool io_extent(struct io_args *a, int argc, char **argv, int at, bool want_buf)
+bool io_extent(struct io_args *a, char **argv, int at, bool limit, const char *hint)
+{
+    if (!io_number(argv[at], &a->offset) || !io_number(argv[at + 1], &a->length))
+        return false;
+    if (limit && a->length > IO_LEN_MAX) {
+        printf("length cannot exceed %" PRIu64 "%s, given %s\n", IO_LEN_MAX, hint, argv[at + 1]);
+        return false;
+    }
+    return true;
+}
+
+/* a's iov gets its places in a fresh buffer. */
+static bool place_vector(struct io_args *a)
+{
+    a->buf = blk_buf_alloc(a->length ? (size_t)a->length : 1);
+    if (!a->buf) {
+        printf("%s\n", strerror(ENOMEM));
+        return false;
+    }
+    uint8_t *p = a->buf;
+    for (int i = 0; i < a->iovcnt; i++) {
+        a->iov[i].iov_base = p;
+        p += a->iov[i].iov_len;
+    }
+    return true;
+}
+
+bool io_extent_buffer(struct io_args *a)
+{
+    a->iov = calloc(1, sizeof(*a->iov));
+    if (!a->iov)
+        return false;
+    a->iov[0].iov_len = (size_t)a->length;
+    a->iovcnt = 1;
+    return place_vector(a);
+}
+
+bool io_vector(struct io_args *a, int argc, char **argv, int at)
 {
     int cnt = argc - at - 1;
 
@@ -165,29 +207,30 @@ bool io_extent(struct io_args *a, int argc, char **argv, int at, bool want_buf)
 
         if (!io_number(argv[at + 1 + i], &len))
             return false;
-        a->iov[i].iov_len = (size_t)len;
-        if (len > INT64_MAX || a->length + len > INT64_MAX ||
-            (!a->no_fallback && a->length + len > IO_LEN_MAX)) {
-            printf("length cannot exceed %" PRIu64 "%s, given %s\n", IO_LEN_MAX,
-                   a->zero ? " without -n" : "", argv[at + 1 + i]);
+        if (len > IO_LEN_MAX) {
+            printf("Argument '%s' exceeds maximum size %" PRIu64 "\n", argv[at + 1 + i],
+                   IO_LEN_MAX);
             return false;
         }
+        if (a->length > IO_LEN_MAX - len) {
+            printf("The total number of bytes exceed the maximum size %" PRIu64 "\n",
+                   IO_LEN_MAX);
+            return false;
+        }
+        a->iov[i].iov_len = (size_t)len;
         a->length += len;
     }
     a->iovcnt = cnt;
-    if (!want_buf)
-        return true;
-    a->buf = blk_buf_alloc(a->length ? (size_t)a->length : 1);
-    if (!a->buf) {
-        printf("%s: out of memory\n", argv[0]);
-        return false;
-    }
-    uint8_t *p = a->buf;
-    for (int i = 0; i < cnt; i++) {
-        a->iov[i].iov_base = p;
-        p += a->iov[i].iov_len;
-    }
-    return true;
+    return place_vector(a);
+}
+
+bool io_whole_sectors(const struct io_args *a)
+{
+    if (a->offset % 512)
+        printf("%" PRIu64 " is not a sector-aligned value for 'offset'\n", a->offset);
+    else if (a->length % 512)
+        printf("%" PRIu64 " is not a sector-aligned value for 'count'\n", a->length);
+    return !((a->offset | a->length) % 512);
 }
 
 void io_args_release(struct io_args *a)
@@ -196,31 +239,30 @@ void io_args_release(struct io_args *a)
     free(a->iov);
 }
 
-bool io_check_range(const struct io_args *a)
+bool io_check_range(struct io_args *a)
 {
-    uint64_t len = a->has_check_len ? a->check_len : 0;
-
-    if (a->check_off > a->length || len > a->length - a->check_off) {
+    if (a->check_off > a->length || a->check_len > a->length - a->check_off) {
         printf("pattern verification range exceeds end of read data\n");
         return false;
     }
+    if (!a->has_check_len)
+        a->check_len = a->length - a->check_off;
     return true;
 }
 
 bool io_fill_from_file(struct io_args *a)
 {
     FILE *f = fopen(a->source, "rb");
-    size_t got = 0;
+    size_t got = f ? fread(a->buf, 1, (size_t)a->length, f) : 0;
+    bool bad = !f || ferror(f);
 
-    if (f) {
-        got = fread(a->buf, 1, (size_t)a->length, f);
+    if (bad)
+        fprintf(stderr, "%s: %s\n", a->source, strerror(errno));
+    else if (!got)
+        fprintf(stderr, "%s: file is empty\n", a->source);
+    if (f)
         fclose(f);
-    }
-    if (!got) {
-        printf("%s: %s\n", a->source, f ? "file is empty" : strerror(errno));
-        return false;
-    }
-    for (size_t i = got; i < a->length; i++)
+    for (size_t i = got; got && i < a->length; i++)
         a->buf[i] = a->buf[i - got];
-    return true;
+    return !bad && got;
 }

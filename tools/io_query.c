@@ -18,7 +18,12 @@ static int io_status_fiber(void *arg)
 {
     struct io_status *s = arg;
 
-    return co_status(s->sh->node, s->offset, s->length, &s->st);
+    return co_status(io_image(s->sh), s->offset, s->length, &s->st);
+}
+
+struct blk_node *io_image(const struct shell *sh)
+{
+    return sh->opened.copy_on_read && !sh->opened.snapshot ? blk_file(sh->node) : sh->node;
 }
 
 bool io_cmd_length(struct shell *sh, int argc, char **argv)
@@ -123,8 +128,8 @@ bool io_cmd_info(struct shell *sh, int argc, char **argv)
     struct blk_info info = { 0 };
     char text[64];
 
-    printf("format name: %s\n", blk_format_name(sh->node));
-    if (blk_get_info(sh->node, &info, &e) < 0) {
+    printf("format name: %s\n", blk_format_name(io_image(sh)));
+    if (blk_get_info(io_image(sh), &info, &e) < 0) {
         printf("%s\n", e.text);
         return false;
     }

@@ -32,8 +32,8 @@ static int close_node(struct disk *d, struct blk_error *e)
     int ret;
 
     virtio_blk_free(d->blk);
-    ret = blk_close(d->node, e);
     d->blk = NULL;
+    ret = blk_close(d->node, e);
     d->node = NULL;
     return ret;
 }
@@ -106,6 +106,31 @@ int disk_start(struct disk *d, struct blk_error *e)
         return name_error(d->options, blk_err_errno(e, err, "Could not start a thread"), e);
     d->started = true;
     return 0;
+}
+
+static void report(void *arg)
+{
+    struct disk *d = arg;
+    const struct virtio_blk_stats *s;
+    char *name;
+
+    if (!d->blk)
+        return;                         /* it is being closed */
+    s = virtio_blk_stats(d->blk);
+    name = disk_name(d->options);
+    blk_report("disk %s: %u requests in flight, %llu taken, %llu kicks, %llu interrupts",
+               name ? name : "(without a name)", s->inflight, (unsigned long long)s->requests,
+               (unsigned long long)s->kicks, (unsigned long long)s->interrupts);
+    free(name);
+    atomic_store(&d->reporting, false);
+}
+
+void disk_report(struct disk *d)
+{
+    if (!d->started || atomic_exchange(&d->reporting, true))
+        return;
+    d->report = (struct blk_post){ .fn = report, .arg = d };
+    blk_loop_post(d->loop, &d->report);
 }
 
 /* The loop is freed here: its thread could do so while blk_loop_stop() still runs. */

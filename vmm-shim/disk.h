@@ -9,6 +9,7 @@
 #define PLATTER_DISK_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "block/block.h"
 #include "vmm-shim/options.h"
@@ -20,6 +21,8 @@ struct disk {
     struct blk_node *node;
     struct virtio_blk *blk;
     bool started;
+    atomic_bool reporting;
+    struct blk_post report;
     pthread_t thread;
     int close_result;               /* of the disk's thread */
     struct blk_error close_error;
@@ -29,6 +32,9 @@ struct disk {
 int disk_open(struct disk *d, const struct disk_options *o, unsigned cpus, struct pci_bus *bus,
               unsigned devfn, const struct mem *mem, struct blk_error *e);
 int disk_start(struct disk *d, struct blk_error *e);
+/* Its thread says what the disk is doing (blk_report()).  Not twice at once: a second call
+ * before that is dropped. */
+void disk_report(struct disk *d);
 /* No vCPU runs any more.  Drains, flushes, closes; the first error that nobody
  * has seen. */
 int disk_close(struct disk *d, struct blk_error *e);

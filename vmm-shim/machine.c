@@ -41,26 +41,53 @@ struct machine {
     char end_text[160];             /* written before end_fd is */
 };
 
+static void wake(int fd)
+{
+    uint64_t one = 1;
+    ssize_t n = write(fd, &one, sizeof(one));
+
+    (void)n;                        /* EAGAIN: the counter is full, thus readable */
+}
+
 /* ---- signals -------------------------------------------------------------------------- */
 
 /* Where a signal goes while a guest runs, else -1. */
 static volatile sig_atomic_t signal_fd = -1;
 static volatile sig_atomic_t signal_seen;
+/* Signals that do not end it. */
+static volatile sig_atomic_t cont_seen, report_seen;
 /* Disks are being flushed and closed: the first signal waits for that, a second
  * one does not (a dead server must not keep us for ever). */
 static volatile sig_atomic_t closing;
+
+static void note_signal(int sig)
+{
+    if (sig == SIGCONT)
+        cont_seen = 1;
+    else if (sig == SIGUSR1)
+        report_seen = 1;
+    else
+        signal_seen = sig;
+}
+
+static void say_no_guest(void)
+{
+    static const char text[] = "platter-run: disks are being opened, or flushed and closed\n";
+    ssize_t n = write(STDERR_FILENO, text, sizeof(text) - 1);
+
+    (void)n;
+}
 
 static void on_signal(int sig)
 {
     int saved = errno;
 
     if (signal_fd >= 0) {
-        uint64_t one = 1;
-
-        signal_seen = sig;
-        if (write(signal_fd, &one, sizeof(one)) < 0)
-            signal_seen = sig;      /* the counter is full: it is readable */
-    } else if (closing && !signal_seen) {
+        note_signal(sig);
+        wake(signal_fd);
+    } else if (sig == SIGUSR1) {
+        say_no_guest();
+    } else if (closing && !signal_seen && sig != SIGCONT) {
         signal_seen = sig;
     } else if (sig != SIGCONT) {
         console_restore();
@@ -72,7 +99,7 @@ static void on_signal(int sig)
 
 static void signals_to(int fd)
 {
-    static const int list[] = { SIGTERM, SIGINT, SIGHUP, SIGCONT };
+    static const int list[] = { SIGTERM, SIGINT, SIGHUP, SIGCONT, SIGUSR1 };
     struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
 
     signal_fd = fd;
@@ -95,14 +122,6 @@ static void com1_output(void *arg, uint8_t byte)
     struct machine *m = arg;
 
     console_put(&m->console, byte);
-}
-
-static void wake(int fd)
-{
-    uint64_t one = 1;
-    ssize_t n = write(fd, &one, sizeof(one));
-
-    (void)n;                        /* EAGAIN: the counter is full, thus readable */
 }
 
 static void drain_event(int fd)
@@ -271,13 +290,17 @@ static void feed_guest(struct machine *m)
 /* The signal that ends the guest, or 0. */
 static int take_signal(struct machine *m)
 {
-    int sig = signal_seen;
-
-    if (sig != SIGCONT)
-        return sig;
-    signal_seen = 0;
-    console_resume(&m->console);
-    return 0;
+    if (cont_seen) {
+        cont_seen = 0;
+        console_resume(&m->console);
+    }
+    if (report_seen) {
+        report_seen = 0;
+        vcpu_report_all(m->vcpu, m->vcpus);
+        for (unsigned i = 0; i < m->disks; i++)
+            disk_report(&m->disk[i]);
+    }
+    return signal_seen;
 }
 
 static enum run_exit exit_of_end(const struct machine *m)
@@ -390,7 +413,7 @@ enum run_exit machine_run(const struct run_options *o, struct blk_error *e)
         return RUN_NOT_STARTED;
     }
     m->vm.fd = m->vm.kvm = m->end_fd = -1;
-    signal_seen = 0;
+    signal_seen = cont_seen = report_seen = 0;
     signals_to(-1);
     ret = machine_init(m, o, e);
     if (ret == 0) {
@@ -403,7 +426,7 @@ enum run_exit machine_run(const struct run_options *o, struct blk_error *e)
     if (!machine_stop(m) && code != RUN_NOT_STARTED)
         code = RUN_DISK_ERROR;
     closing = 0;
-    if (code == RUN_RESET && signal_seen && signal_seen != SIGCONT)
+    if (code == RUN_RESET && signal_seen)
         code = RUN_SIGNAL + signal_seen;
     machine_fini(m);
     return code;

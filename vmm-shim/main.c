@@ -39,6 +39,7 @@ int main(int argc, char **argv)
     enum run_exit code = RUN_POWER_OFF;
 
     blk_program = "platter-run";
+    blk_report_names = true;
     if (run_options_parse(&o, argc, argv, &e) < 0) {
         print_error(&e);
         code = RUN_USAGE;

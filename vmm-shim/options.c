@@ -49,6 +49,7 @@ static const char help_text[] =
 "  -h, --help\n"
 "\n"
 "On a terminal Ctrl-a x ends the guest at once, Ctrl-a h shows help.\n"
+"SIGUSR1: says what each CPU and each disk is doing.\n"
 "\n"
 "Exit status:\n"
 "  0     the guest powered off (--check-host: guests can run)\n"
@@ -128,26 +129,11 @@ static int parse_console(struct run_options *o, const char *s, struct blk_error 
 
 static int set_cache(struct disk_options *d, const char *mode, struct blk_error *e)
 {
-    static const struct {
-        const char *name;
-        unsigned flags;
-    } modes[] = {
-        { "writeback", 0 },
-        { "none", BLK_O_DIRECT },
-        { "writethrough", BLK_O_WRITETHROUGH },
-        { "directsync", BLK_O_DIRECT | BLK_O_WRITETHROUGH },
-        { "unsafe", BLK_O_NO_FLUSH },
-    };
-
-    for (size_t i = 0; i < BLK_ARRAY_SIZE(modes); i++) {
-        if (strcmp(mode, modes[i].name) == 0) {
-            d->flags |= modes[i].flags;
-            d->writethrough = modes[i].flags & BLK_O_WRITETHROUGH;
-            return 0;
-        }
-    }
-    return blk_err(e, EINVAL, "cache must be writeback, none, writethrough, directsync or "
-                   "unsafe, not '%s'", mode);
+    if (blk_parse_cache(mode, &d->flags))
+        return blk_err(e, EINVAL, "cache must be writeback, none, writethrough, directsync or "
+                       "unsafe, not '%s'", mode);
+    d->writethrough = d->flags & BLK_O_WRITETHROUGH;
+    return 0;
 }
 
 /* Move a string key out of the node's options. */

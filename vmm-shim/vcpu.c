@@ -37,6 +37,8 @@
 #define CR0_NE   (1u << 5)
 #define CR0_PG   (1u << 31)
 #define CR4_PAE  (1u << 5)
+#define RFLAGS_IF (1u << 9)
+#define APIC_IRR  0x200
 #define EFER_LME (1u << 8)
 #define EFER_LMA (1u << 10)
 
@@ -219,6 +221,45 @@ static void exit_system_event(struct vcpu *v)
     }
 }
 
+/* The highest vector waiting in the local APIC, or -1. */
+static int waiting_vector(const struct vcpu *v)
+{
+    struct kvm_lapic_state apic;
+
+    if (ioctl(v->fd, KVM_GET_LAPIC, &apic) < 0)
+        return -1;
+    for (int word = 7; word >= 0; word--) {
+        uint32_t bits;
+
+        memcpy(&bits, apic.regs + APIC_IRR + 16 * word, sizeof(bits));
+        if (bits)
+            return 32 * word + 31 - __builtin_clz(bits);
+    }
+    return -1;
+}
+
+static void report(struct vcpu *v)
+{
+    struct kvm_mp_state state = { .mp_state = KVM_MP_STATE_RUNNABLE };
+    struct kvm_regs r = { 0 };
+    struct kvm_sregs s = { 0 };
+    int vector = waiting_vector(v);
+    char waits[40] = "no interrupt waits";
+
+    if (vector >= 0)
+        snprintf(waits, sizeof(waits), "interrupt 0x%x waits", (unsigned)vector);
+    ioctl(v->fd, KVM_GET_MP_STATE, &state);
+    ioctl(v->fd, KVM_GET_REGS, &r);
+    ioctl(v->fd, KVM_GET_SREGS, &s);
+    blk_report("vCPU %u: %s at rip 0x%llx, rsp 0x%llx, cr3 0x%llx, interrupts %s, %s, "
+               "%llu exits, the last for reason %u", v->index,
+               state.mp_state == KVM_MP_STATE_HALTED ? "halted"
+               : state.mp_state == KVM_MP_STATE_RUNNABLE ? "running" : "not started",
+               (unsigned long long)r.rip, (unsigned long long)r.rsp, (unsigned long long)s.cr3,
+               r.rflags & RFLAGS_IF ? "on" : "off", waits, (unsigned long long)v->exits,
+               v->run->exit_reason);
+}
+
 /* False: this vCPU is done. */
 static bool handle_exit(struct vcpu *v)
 {
@@ -255,8 +296,10 @@ static bool handle_exit(struct vcpu *v)
 
 static bool run_once(struct vcpu *v)
 {
-    if (ioctl(v->fd, KVM_RUN, 0) == 0)
+    if (ioctl(v->fd, KVM_RUN, 0) == 0) {
+        v->exits++;
         return handle_exit(v);
+    }
     switch (errno) {
     case EINTR:
     case EAGAIN:                    /* an INIT arrived */
@@ -270,8 +313,11 @@ static bool run_once(struct vcpu *v)
 void vcpu_run(struct vcpu *v)
 {
     self_run = v->run;
-    while (!atomic_load(&v->vm->stop) && run_once(v))
-        ;
+    do {
+        v->run->immediate_exit = 0;     /* why it was set is looked at below */
+        if (atomic_exchange(&v->report, false))
+            report(v);
+    } while (!atomic_load(&v->vm->stop) && run_once(v));
     self_run = NULL;
 }
 
@@ -305,6 +351,15 @@ int vcpu_start(struct vcpu *v, struct blk_error *e)
         return blk_err_errno(e, err, "Could not start a thread for vCPU %u", v->index);
     v->started = true;
     return 0;
+}
+
+void vcpu_report_all(struct vcpu *v, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        atomic_store(&v[i].report, true);
+        if (v[i].started)
+            pthread_kill(v[i].thread, VCPU_SIGNAL);
+    }
 }
 
 static bool join_for_a_while(pthread_t thread)

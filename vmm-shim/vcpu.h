@@ -41,6 +41,8 @@ struct vcpu {
     int fd;
     struct kvm_run *run;
     bool started;
+    atomic_bool report;             /* vcpu_report_all() asks */
+    uint64_t exits;                 /* its thread's */
     pthread_t thread;
 };
 
@@ -58,6 +60,9 @@ int vcpu_set_long_mode(struct vcpu *v, uint64_t rip, uint64_t rsi, uint64_t rsp,
 int vcpu_set_real_mode(struct vcpu *v, uint16_t ip, struct blk_error *e);
 
 int vcpu_start(struct vcpu *v, struct blk_error *e);
+/* Each says on its thread what it is doing (blk_report()), while the guest goes on.  Not
+ * from a vCPU thread. */
+void vcpu_report_all(struct vcpu *v, unsigned count);
 /* Run on the calling thread until vm->stop is set. */
 void vcpu_run(struct vcpu *v);
 /* Stop and join all; those not started are skipped.  Not from a vCPU thread. */

@@ -541,6 +541,7 @@ const struct virtio_blk_stats *virtio_blk_stats(struct virtio_blk *b)
 {
     b->stats = (struct virtio_blk_stats){ .kicks = b->dev.kicks, .requests = b->requests,
                                           .interrupts = b->dev.interrupts,
-                                          .broken = b->dev.broken };
+                                          .broken = b->dev.broken,
+                                          .inflight = b->dev.inflight };
     return &b->stats;
 }

@@ -35,6 +35,7 @@ void virtio_blk_free(struct virtio_blk *b);
 
 struct virtio_blk_stats {
     uint64_t kicks, requests, interrupts, broken;
+    unsigned inflight;
 };
 /* Loop thread. */
 const struct virtio_blk_stats *virtio_blk_stats(struct virtio_blk *b);

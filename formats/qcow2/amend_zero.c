@@ -55,7 +55,7 @@ static int expand_disk(struct qcow2 *q, const struct blk_amend *ctl)
 /* A cluster of zeros with one reference for each of the table's. */
 static int zero_cluster(struct qcow2 *q, uint64_t refs, uint64_t *offset)
 {
-    struct qcow2_space at;
+    struct qcow2_space at = { 0 };
     int err = qcow2_alloc(q, 1, true, &at);
 
     for (uint64_t i = 1; !err && i < refs; i++) {

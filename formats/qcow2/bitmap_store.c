@@ -166,7 +166,7 @@ static int write_bitmap(struct qcow2 *q, struct taken *t, const struct qcow2_bit
     uint32_t n = BLK_MAX(b->chunks, 1u);
     uint64_t clusters = qcow2_clusters(q, n * 8ull), bytes = clusters << q->h.cluster_bits;
     uint8_t *table = blk_buf_alloc(bytes);
-    struct qcow2_space at;
+    struct qcow2_space at = { 0 };
     int err = table ? 0 : -ENOMEM;
 
     if (!err) {

@@ -6,7 +6,8 @@
  *    refcount table; both through hash tables sized at open.
  *  - Only clean, unpinned pieces are dropped, so what is dirty leaves memory
  *    only through flush.c.
- *  - A load happens under load_lock, so one piece is never in memory twice.
+ *  - A load happens under a lock that the piece has, so it is never in memory twice.  Slices
+ *    share a few locks by their number: storage that takes its time is asked for many at once.
  */
 #include "formats/qcow2/qcow2.h"
 #include <errno.h>
@@ -111,10 +112,8 @@ static int slice_load(struct qcow2 *q, uint64_t index, struct qcow2_slice **out)
     uint64_t table = l1 & QCOW2_OFFSET_MASK;
     uint64_t in_table = (index & ((1ull << (q->l2_bits - q->slice_bits)) - 1)) * qcow2_slice_bytes(q);
 
-    if (l1 & QCOW2_L1_RESERVED || table & (q->cluster_size - 1)) {
-        return qcow2_mark_corrupt(q, "L2 table offset %#llx unaligned or with reserved bits "
-                                  "(L1 index: %#llx)", (unsigned long long)l1,
-                                  (unsigned long long)qcow2_l1_index(q, index));
+    if (table & (q->cluster_size - 1)) {
+        return qcow2_l1_bad(q, qcow2_l1_index(q, index));
     }
     if (table >= q->file->size) {
         return qcow2_report_corrupt(q, "L2 table offset %#llx is past the end of the file "
@@ -126,6 +125,7 @@ static int slice_load(struct qcow2 *q, uint64_t index, struct qcow2_slice **out)
     if (!s) {
         return -ENOMEM;
     }
+    blk_event(q->file, "l2_load");
     int err = co_read(q->file, table + in_table, s->word, qcow2_slice_bytes(q));
     if (err) {
         free(s);
@@ -149,12 +149,13 @@ int qcow2_slice_get(struct qcow2 *q, uint64_t index, struct qcow2_slice **out)
     int err = 0;
 
     if (!s) {
-        co_lock(&q->load_lock);
+        struct co_mutex *lock = &q->slice_load[hash_of(index, QCOW2_LOAD_BITS)];
+        co_lock(lock);
         s = qcow2_slice_peek(q, index);
         if (!s) {
             err = slice_load(q, index, &s);
         }
-        co_unlock(&q->load_lock);
+        co_unlock(lock);
     }
     if (!err) {
         s->pins++;
@@ -244,6 +245,7 @@ static int block_load(struct qcow2 *q, uint64_t index, struct qcow2_block **out)
     if (!b) {
         return -ENOMEM;
     }
+    blk_event(q->file, "refblock_load");
     int err = co_read(q->file, off, b->data, q->cluster_size);
     if (err) {
         free(b);
@@ -260,12 +262,12 @@ int qcow2_block_get(struct qcow2 *q, uint64_t index, struct qcow2_block **out)
     int err = 0;
 
     if (!b) {
-        co_lock(&q->load_lock);
+        co_lock(&q->block_load);
         b = block_peek(q, index);
         if (!b) {
             err = block_load(q, index, &b);
         }
-        co_unlock(&q->load_lock);
+        co_unlock(&q->block_load);
     }
     if (!err) {
         b->pins++;

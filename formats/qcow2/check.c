@@ -327,7 +327,7 @@ static int check_run(struct check *k, struct check_snapshots *s, struct blk_erro
         r = ck_walk_copied(k);
     if (!r && k->fix)
         r = co_flush(k->file);
-    if (!r && k->fix && !c->check_errors && !c->corruptions) {
+    if (!r && k->fix && !c->check_errors && !c->corruptions && !s->damage) {
         if (!c->corruptions_fixed)
             discard_freed(k);
         r = mark_clean(k);
@@ -363,8 +363,9 @@ static int check_init(struct check *k, struct blk_error *e)
     k->tables_left = bytes > INT64_MAX - CHECK_TABLES ? INT64_MAX : bytes + CHECK_TABLES;
     k->budget.max = CHECK_MEM_BASE + (size_t)((bytes >> k->g.cluster_bits) * 2);
     k->out->has_bfi = true;
-    k->out->total_clusters = (k->g.size >> k->g.cluster_bits) +
-                             ((k->g.size & (k->g.cluster_size - 1)) != 0);
+    uint64_t size = k->g.size & ~511ull;        /* whole sectors, as QEMU counts */
+    k->out->total_clusters = (size >> k->g.cluster_bits) +
+                             ((size & (k->g.cluster_size - 1)) != 0);
     return 0;
 }
 
@@ -380,7 +381,7 @@ static void check_free(struct check *k, struct check_snapshots *s)
 }
 
 static int check_once(struct blk_node *n, struct blk_check *c, int fix, bool *grown_over,
-                      struct blk_error *e)
+                      uint64_t *table, struct blk_error *e)
 {
     struct check *k = calloc(1, sizeof(*k));
     struct check_snapshots s = { 0 };
@@ -399,20 +400,22 @@ static int check_once(struct blk_node *n, struct blk_check *c, int fix, bool *gr
     else if (r)
         blk_err(e, -r, "%s", strerror(-r));
     *grown_over = k->grown_over;
+    *table = fix & BLK_FIX_ERRORS ? s.damage : 0;
     check_free(k, &s);
     return r;
 }
 
-int ck_check(struct blk_node *n, struct blk_check *c, int fix, struct blk_error *e)
+int ck_check(struct blk_node *n, struct blk_check *c, int fix, uint64_t *table,
+             struct blk_error *e)
 {
     bool grown_over;
-    int r = check_once(n, c, fix, &grown_over, e);
+    int r = check_once(n, c, fix, &grown_over, table, e);
     if (r || !grown_over)
         return r;
     /* Clusters that were past the end of the file are inside it now: what was found
      * wrong with them is gone.  Look again, quietly, and finish. */
     struct blk_check rest = { 0 };
-    r = check_once(n, &rest, fix, &grown_over, e);
+    r = check_once(n, &rest, fix, &grown_over, table, e);
     if (r)
         return r;
     c->corruptions_fixed += c->corruptions - BLK_MIN(c->corruptions, rest.corruptions);

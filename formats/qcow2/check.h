@@ -39,7 +39,6 @@
                                            what the file takes on disk */
 #define CHECK_REPEAT        16u         /* lines for one finding in a shared table */
 #define CHECK_CHUNK         65536u      /* bytes of an L1 table read at a time */
-#define CHECK_MAX_EXTRA     1024u
 #define CHECK_MAX_BITMAPS   65535u
 #define CHECK_MAX_BM_DIR    (64u << 20) /* 65535 entries of 1 KiB */
 #define CHECK_MAX_BM_TABLE  (8u << 20)  /* entries of one bitmap's table */
@@ -139,8 +138,11 @@ static inline uint64_t ck_storable(const struct check *k, uint64_t refs)
 }
 
 /* The whole check of n (whose file child it reads), results into c; fix: what to
- * repair (BLK_FIX_*).  0, also for a broken image; -errno: it could not be done. */
-int ck_check(struct blk_node *n, struct blk_check *c, int fix, struct blk_error *e);
+ * repair (BLK_FIX_*).  *table: corruptions of the snapshot table that fix asks to be
+ * mended, the caller's to write and to count; the image is not marked clean before.
+ * 0, also for a broken image; -errno: it could not be done. */
+int ck_check(struct blk_node *n, struct blk_check *c, int fix, uint64_t *table,
+             struct blk_error *e);
 
 /* ---- check_meta.c ---- */
 
@@ -149,11 +151,17 @@ int ck_geometry(struct check *k, struct blk_error *e);
 struct check_snapshot {
     uint64_t l1_offset;
     uint32_t l1_size;
-    bool incomplete;                    /* v3 without its 64-bit fields */
+    uint32_t extra;                     /* bytes of extra data */
     bool skip;                          /* too much: its tables must overlap others */
     char id[64], name[64];              /* cut, for messages */
 };
-struct check_snapshots { struct check_snapshot *v; uint32_t n; uint64_t size; };   /* bytes */
+struct check_snapshots {
+    struct check_snapshot *v;
+    uint32_t n;                         /* those that are kept */
+    uint64_t size;                      /* bytes of the table */
+    uint64_t damage;                    /* what writing it anew mends; counted as corruptions
+                                         * here unless that is to be done */
+};
 int ck_read_snapshots(struct check *k, struct check_snapshots *s, struct blk_error *e);
 int ck_count_bitmaps(struct check *k);
 /* Take bytes from what tables may need in all; false: they cannot all be real. */

@@ -120,12 +120,12 @@ static int parse_snapshot(struct check *k, const uint8_t *t, uint64_t len, uint6
         return -EINVAL;
     const uint8_t *p = t + *at;
     uint32_t id_len = be16(p + 12), name_len = be16(p + 14), extra = be32(p + 36);
-    if (extra > CHECK_MAX_EXTRA)
-        return -E2BIG;
     uint64_t used = SNAPSHOT_FIXED + (uint64_t)extra + id_len + name_len;
+    s->extra = extra;
+    if (extra > QCOW2_MAX_SNAPEXTRA && !(k->fix & BLK_FIX_ERRORS))
+        return -EFBIG;                  /* refused, wherever it ends */
     if (used > len - *at)
         return -EINVAL;
-    s->incomplete = k->g.version >= 3 && extra < 16;
     s->l1_offset = be64(p);
     s->l1_size = be32(p + 8);
     copy_name(s->id, sizeof(s->id), p + SNAPSHOT_FIXED + extra, id_len);
@@ -151,51 +151,96 @@ static int parse_snapshots(struct check *k, struct check_snapshots *s, uint32_t 
     return r;
 }
 
-static const char *snapshots_refusal(const struct check *k)
+/* How many of them to read: a repair leaves what is too much. */
+static int snapshots_wanted(struct check *k, struct check_snapshots *s, uint32_t *n,
+                            struct blk_error *e)
 {
-    if (k->g.nb_snapshots > QCOW2_MAX_SNAPSHOTS)
-        return "ERROR snapshot table too large";
+    *n = k->g.nb_snapshots;
+    if (*n > QCOW2_MAX_SNAPSHOTS) {
+        uint32_t over = *n - QCOW2_MAX_SNAPSHOTS;
+        if (!(k->fix & BLK_FIX_ERRORS))
+            return qcow2_snapshots_over(e, "ERROR snapshot table too large", over);
+        ck_say(k, "Discarding %u overhanging snapshots", over);
+        s->damage += over;
+        *n -= over;
+    }
     if (k->g.snapshots_offset & (k->g.cluster_size - 1) || !k->g.snapshots_offset)
-        return "ERROR snapshot table offset invalid";
+        return blk_err(e, EINVAL, "ERROR snapshot table offset invalid");
     if (k->g.snapshots_offset >= k->file_len)
-        return "ERROR snapshot table is past the end of the file";
-    return NULL;
+        return blk_err(e, EINVAL, "ERROR snapshot table is past the end of the file");
+    return 0;
 }
 
-int ck_read_snapshots(struct check *k, struct check_snapshots *s, struct blk_error *e)
+static int read_table(struct check *k, struct check_snapshots *s, uint32_t n, bool *too_big)
 {
-    uint32_t n = k->g.nb_snapshots;
-    if (!n)
-        return 0;
-    const char *refusal = snapshots_refusal(k);
-    if (refusal) {
-        ck_say(k, "%s", refusal);
-        k->out->check_errors++;
-        return -EINVAL;
-    }
-    s->v = calloc(n, sizeof(*s->v));
-    if (!s->v)
-        return -ENOMEM;
+    uint64_t left = k->file_len - k->g.snapshots_offset;
     /* Entries are rarely over 256 bytes: read so much, all of it if needed. */
-    uint64_t max = BLK_MIN(k->file_len - k->g.snapshots_offset, QCOW2_MAX_SNAPTABLE_BYTES);
+    uint64_t max = BLK_MIN(left, QCOW2_MAX_SNAPTABLE_BYTES);
     uint64_t len = BLK_MIN(max, (uint64_t)n * 256 + 4096);
     int r = parse_snapshots(k, s, n, len);
     if (r == -EINVAL && len < max)
         r = parse_snapshots(k, s, n, max);
+    *too_big = r == -EINVAL && max < left;
+    s->n += r == -EFBIG;                /* judge_entries() says why */
+    return *too_big || r == -EFBIG ? 0 : r;
+}
+
+/* What is wrong with the s->n entries that were read, of n. */
+static int judge_entries(struct check *k, struct check_snapshots *s, uint32_t n, bool too_big,
+                         struct blk_error *e)
+{
+    bool fix = k->fix & BLK_FIX_ERRORS;
+    for (uint32_t i = 0; i < s->n; i++) {
+        if (s->v[i].extra <= QCOW2_MAX_SNAPEXTRA)
+            continue;
+        if (!fix) {
+            blk_err(e, EFBIG, "ERROR failed to read the snapshot table: Too much extra metadata in "
+                    "snapshot table entry %u", i);
+            blk_error_hint(e, "You can force-remove this extra metadata with qemu-img check -r all");
+            return -EFBIG;
+        }
+        ck_say(k, "Discarding too much extra metadata in snapshot table entry %u (%u > %u)", i,
+               s->v[i].extra, QCOW2_MAX_SNAPEXTRA);
+        s->damage++;
+    }
+    if (too_big && !fix)
+        return qcow2_snapshots_over(e, "ERROR failed to read the snapshot table: Snapshot table "
+                                    "is too big", n - s->n);
+    if (too_big)
+        ck_say(k, "Discarding %u overhanging snapshots (snapshot table is too big)", n - s->n);
+    s->damage += n - s->n;
+    for (uint32_t i = 0; i < s->n && k->g.version >= 3; i++) {
+        if (s->v[i].extra >= QCOW2_MIN_SNAPEXTRA)
+            continue;
+        ck_say(k, "%s snapshot table entry %u is incomplete", fix ? "Repairing" : "ERROR", i);
+        s->damage++;
+    }
+    return 0;
+}
+
+int ck_read_snapshots(struct check *k, struct check_snapshots *s, struct blk_error *e)
+{
+    uint32_t n;
+    bool too_big;
+    if (!k->g.nb_snapshots)
+        return 0;
+    int r = snapshots_wanted(k, s, &n, e);
+    if (!r && !(s->v = calloc(n, sizeof(*s->v))))
+        return -ENOMEM;
+    if (!r) {
+        r = read_table(k, s, n, &too_big);
+        if (r)
+            blk_err(e, -r, "ERROR failed to read the snapshot table: %s", strerror(-r));
+    }
+    r = r ? r : judge_entries(k, s, n, too_big, e);
     if (r) {
-        if (r == -E2BIG)
-            ck_say(k, "ERROR failed to read the snapshot table: Too much extra metadata in "
-                   "snapshot table entry %u", s->n);
-        else
-            ck_say(k, "ERROR failed to read the snapshot table: %s", strerror(-r));
         k->out->check_errors++;
-        return r == -E2BIG ? -EINVAL : r;
+        return r;
     }
-    for (uint32_t i = 0; i < n; i++) {
-        if (s->v[i].incomplete)
-            ck_error(k, 1, "ERROR snapshot table entry %u is incomplete", i);
+    if (!(k->fix & BLK_FIX_ERRORS))
+        k->out->corruptions += s->damage;
+    for (uint32_t i = 0; i < s->n; i++)
         s->v[i].skip = !ck_take_table(k, (uint64_t)s->v[i].l1_size * 8);
-    }
     return 0;
 }
 

@@ -272,45 +272,6 @@ static int move_blocks(struct compact *k)
     return err;
 }
 
-static int block_is_empty(struct qcow2 *q, uint64_t index, bool *empty)
-{
-    struct qcow2_block *b;
-    int err = qcow2_block_get(q, index, &b);
-
-    if (!err) {
-        *empty = blk_is_zero(b->data, q->cluster_size);
-        qcow2_block_put(b);
-    }
-    return err;
-}
-
-/* Blocks for areas behind everything, which count nothing any more. */
-static int drop_empty_blocks(struct compact *k)
-{
-    struct qcow2 *q = k->q;
-    bool empty = true;
-    int err = 0;
-
-    while (q->reft_len && !err && empty) {
-        uint64_t i = q->reft_len - 1, old = q->reft[i];
-
-        if (!old) {
-            q->reft_len--;
-            continue;
-        }
-        err = block_is_empty(q, i, &empty);
-        if (err || !empty) {
-            break;
-        }
-        err = qcow2_block_move(q, i, 0);
-        err = err ? err : qcow2_settle(q);
-        qcow2_free_later(q, old, 1);
-        err = err ? err : qcow2_settle(q);
-        qcow2_cache_drop(q);
-    }
-    return err;
-}
-
 /* ---- the whole --------------------------------------------------------------------------------- */
 
 /* *used: clusters in use.  *high: those of them at or behind limit. */
@@ -353,7 +314,7 @@ static int one_round(struct compact *k)
     err = err || !high ? err : move_blocks(k);
     err = err || !high ? err : compact_l2_tables(k);
     err = err || !high ? err : compact_data(k);
-    return err ? err : drop_empty_blocks(k);
+    return err ? err : qcow2_drop_empty_blocks(k->q);
 }
 
 static int all_rounds(struct compact *k)

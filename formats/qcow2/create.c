@@ -47,6 +47,7 @@ struct create {
     struct qcow2_crypt_create *crypt;       /* LUKS */
     struct qcow2_ext *ext;                  /* that names its header, malloc'd */
     enum blk_prealloc prealloc;
+    bool measure;                           /* QEMU checks less then: so does this */
     uint64_t cluster, per_l2, per_block;    /* bytes, entries, counts */
     /* In clusters; data: what L2 tables map. */
     uint64_t data, l2, l1, blocks, reft, crypt_header, total;
@@ -62,7 +63,8 @@ static int take_compat(struct create *c, struct blk_opts *o, struct blk_error *e
     } else if (!strcmp(v, "0.10") || !strcmp(v, "v2")) {
         c->h.version = 2;
     } else {
-        return blk_err(e, EINVAL, "Parameter 'version' does not accept value '%s'", v);
+        return blk_err(e, EINVAL, c->measure ? "Invalid compatibility level: '%s'"
+                                             : "Parameter 'version' does not accept value '%s'", v);
     }
     c->h.header_length = c->h.version < 3 ? QH_V2_END : QH_FULL;
     return 0;
@@ -77,7 +79,7 @@ static int take_cluster_size(struct create *c, struct blk_opts *o, struct blk_er
     if (err) {
         return err;
     }
-    if (wide && c->h.version < 3) {
+    if (wide && c->h.version < 3 && !c->measure) {
         return blk_err(e, EINVAL, "Extended L2 entries are only supported with compatibility "
                        "level 1.1 and above (use version=v3 or greater)");
     }
@@ -110,9 +112,10 @@ static int take_refcounts(struct create *c, struct blk_opts *o, struct blk_error
     }
     if (c->h.version < 3 && bits != 16) {
         return blk_err(e, EINVAL, "Different refcount widths than 16 bits require compatibility "
-                       "level 1.1 or above (use version=v3 or greater)");
+                       "level 1.1 or above (use %s or greater)",
+                       c->measure ? "compat=1.1" : "version=v3");
     }
-    if (c->h.version < 3 && lazy) {
+    if (c->h.version < 3 && lazy && !c->measure) {
         return blk_err(e, EINVAL, "Lazy refcounts only supported with compatibility level 1.1 "
                        "and above (use version=v3 or greater)");
     }
@@ -124,7 +127,7 @@ static int take_refcounts(struct create *c, struct blk_opts *o, struct blk_error
 static int take_compression(struct create *c, struct blk_opts *o, struct blk_error *e)
 {
     const char *v = blk_opts_get(o, "compression_type");
-    if (!v || !strcmp(v, "zlib")) {
+    if (!v || !strcmp(v, "zlib") || c->measure) {
         return 0;
     }
     if (strcmp(v, "zstd")) {
@@ -145,6 +148,9 @@ static int take_backing(struct create *c, struct blk_opts *o, struct blk_error *
     c->backing_fmt = blk_opts_get(o, "backing_fmt");
     if (c->backing && !*c->backing) {
         c->backing = NULL;
+    }
+    if (c->measure) {
+        return 0;
     }
     if (c->backing_fmt && !c->backing) {
         return blk_err(e, EINVAL, "Backing format cannot be used without backing file");
@@ -239,6 +245,13 @@ static int take_size(struct create *c, struct blk_opts *o, struct blk_error *e)
     if (err) {
         return err;
     }
+    if (!c->measure && size > BLK_SIZE_MAX) {
+        return blk_err(e, EIO, "Could not resize image: Image size cannot be negative");
+    }
+    if (!c->measure && blk_align_up(size, 512) > BLK_LENGTH_MAX) {
+        return blk_err(e, EIO, "Could not resize image: offset(%llu) exceeds maximum(%lld)",
+                       (unsigned long long)blk_align_up(size, 512), BLK_LENGTH_MAX);
+    }
     if (size > BLK_SIZE_MAX ||
         div_up(size, c->cluster * per_l2(c)) * 8 > QCOW2_MAX_L1_BYTES) {
         err = blk_err(e, EFBIG, "Could not resize image: Image is too big");
@@ -251,7 +264,12 @@ static int take_size(struct create *c, struct blk_opts *o, struct blk_error *e)
 
 static int take_options(struct create *c, struct blk_opts *o, bool measure, struct blk_error *e)
 {
-    const char *p = blk_opts_get(o, "preallocation");
+    const char *p = blk_opts_get(o, "preallocation"), *crypt = blk_opts_get(o, "encrypt.format");
+
+    c->measure = measure;
+    if (measure && crypt && strcmp(crypt, "luks")) {
+        blk_opts_del(o, "encrypt.format");      /* it would have no header */
+    }
     int err = take_compat(c, o, e);
     err = err ? err : take_cluster_size(c, o, e);
     err = err || !p ? err : blk_parse_prealloc(p, &c->prealloc, e);
@@ -525,13 +543,15 @@ int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
     }
     int err = take_options(&c, o, true, e);
     uint64_t header = c.crypt_header * c.cluster;
+    bool overlay = c.backing;               /* what zeros stand for then is not known: all */
     create_free(&c);
     if (err == -EFBIG) {
         blk_error_clear(e);
         blk_err(e, EFBIG, "The image size is too large (try using a larger cluster size)");
     }
     if (!err && src && c.prealloc == BLK_PREALLOC_OFF) {
-        err = count_allocated(src, c.cluster, c.h.size, &data);
+        data = div_up(c.h.size, c.cluster);
+        err = overlay ? 0 : count_allocated(src, c.cluster, c.h.size, &data);
     }
     if (err) {
         return err;

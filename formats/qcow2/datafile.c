@@ -57,18 +57,6 @@ bool qcow2_external_sane(const struct qcow2 *q, uint64_t entry, uint64_t guest)
            (!placed || (entry & QCOW2_OFFSET_MASK) == blk_align_down(guest, q->cluster_size));
 }
 
-int qcow2_external_bad(struct qcow2 *q, uint64_t entry, uint64_t guest)
-{
-    if (entry & QCOW2_COMPRESSED) {
-        return qcow2_mark_corrupt(q, "Compressed cluster entry found in image with external data "
-                                  "file (guest offset: %#llx)", (unsigned long long)guest);
-    }
-    return qcow2_mark_corrupt(q, "External data file host cluster offset %#llx does not match "
-                              "guest cluster offset: %#llx",
-                              (unsigned long long)(entry & QCOW2_OFFSET_MASK),
-                              (unsigned long long)blk_align_down(guest, q->cluster_size));
-}
-
 /* What of [off, off+len) the data file holds: beyond, it reads as zeros already. */
 static uint64_t data_held(const struct qcow2 *q, uint64_t off, uint64_t len)
 {

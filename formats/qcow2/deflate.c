@@ -216,6 +216,7 @@ static int run_write(struct deflate *d, uint64_t i, uint64_t n)
             memmove(start + len, d->out + i * cs, d->piece[i].len);
             len += d->piece[i++].len;
         }
+        blk_event(d->q->file, "write_compressed");
         err = co_write(d->q->file, at, start, len, 0);
     }
     return err;

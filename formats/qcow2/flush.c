@@ -192,6 +192,9 @@ static int write_blocks(struct flush *f)
         piece_set(&p[i], q->reft[f->blocks[i]->index], f->copy + i * q->cluster_size,
                   q->cluster_size);
     }
+    if (f->nblocks) {
+        blk_event(q->file, "refblock_update_part");
+    }
     int err = pieces_write(q, p, f->nblocks);
     free(p);
     return err;
@@ -219,6 +222,12 @@ static int write_pointers(struct flush *f)
         uint64_t left = (q->h.l1_size - f->l1_at[i]) * 8;
         piece_set(&p[n++], q->h.l1_offset + f->l1_at[i] * 8, at, (size_t)BLK_MIN(left, 512u));
     }
+    if (f->nl1) {
+        blk_event(q->file, "l1_update");
+    }
+    if (f->nslices) {
+        blk_event(q->file, "l2_update");
+    }
     int err = pieces_write(q, p, n);
     free(p);
     return err;
@@ -237,6 +246,9 @@ static int write_reft(struct flush *f)
     for (size_t i = 0; i < f->nreft; i++, at += 512) {
         piece_set(&p[i], q->h.reft_offset + f->reft_at[i] * 8, at, 512);
     }
+    if (f->nreft) {
+        blk_event(q->file, "refblock_alloc_hookup");
+    }
     int err = pieces_write(q, p, f->nreft);
     free(p);
     return err;
@@ -249,7 +261,8 @@ static int write_reft(struct flush *f)
 static int reft_make_room(struct qcow2 *q, struct qcow2_space *at)
 {
     uint64_t entries_per_cluster = q->cluster_size / 8;
-    at->clusters = 0;
+    *at = q->reft_place;
+    q->reft_place.clusters = 0;
     while (q->reft_len > BLK_MAX(q->reft_on_disk, at->clusters * entries_per_cluster)) {
         uint64_t want = q->reft_len + q->reft_len / 2;
         uint64_t clusters = (want + entries_per_cluster - 1) / entries_per_cluster;
@@ -284,6 +297,7 @@ static int reft_write_moved(struct flush *f, const struct qcow2_space *at)
         memset(buf, 0, bytes);
         memcpy(buf, copy, f->nreft * 512);
     }
+    blk_event(q->file, "refblock_alloc_write_table");
     err = err ? err : co_write(q->file, at->offset, buf, bytes, 0);
     err = err ? err : co_flush(q->file);
     blk_buf_free(buf);
@@ -323,13 +337,14 @@ static int flush_write(struct flush *f, const struct qcow2_space *moved)
         err = co_flush(q->file);
         err = err ? err : write_pointers(f);
     }
+    blk_event(q->file, "flush_to_disk");
     return err ? err : co_flush(q->file);
 }
 
 static int flush_once(struct qcow2 *q)
 {
     struct flush f = { .q = q };
-    struct qcow2_space moved;
+    struct qcow2_space moved = { 0 };
     int err = reft_make_room(q, &moved);
 
     if (err) {

@@ -83,11 +83,13 @@ static int fill_cluster(struct qcow2 *q, uint64_t from, uint64_t to)
     uint8_t *buf = blk_buf_alloc(q->cluster_size);
     int err = buf ? 0 : -ENOMEM;
     if (!err && from) {
+        blk_event(q->file, "l2_alloc_cow_read");
         err = co_read(q->file, from, buf, q->cluster_size);
     } else if (!err) {
         memset(buf, 0, q->cluster_size);
     }
     if (!err) {
+        blk_event(q->file, "l2_alloc_write");
         err = co_write(q->file, to, buf, q->cluster_size, 0);
     }
     blk_buf_free(buf);
@@ -99,7 +101,7 @@ static int fill_cluster(struct qcow2 *q, uint64_t from, uint64_t to)
 static int table_make(struct qcow2 *q, uint64_t l1)
 {
     uint64_t old = q->l1[l1] & QCOW2_OFFSET_MASK;
-    struct qcow2_space at;
+    struct qcow2_space at = { .what = "L2 table" };
     int err = qcow2_alloc(q, 1, true, &at);
 
     if (err) {
@@ -129,14 +131,13 @@ int qcow2_l2_write(struct qcow2 *q, uint64_t guest, struct qcow2_slice **out)
         return -EIO;
     }
     if (q->l1_bad && q->l1_bad[l1]) {
-        return qcow2_mark_corrupt(q, "Preventing invalid write on metadata (L1 entry %#llx points "
-                                  "at %#llx, which is other metadata)", (unsigned long long)l1,
-                                  (unsigned long long)(q->l1[l1] & QCOW2_OFFSET_MASK));
+        /* QEMU stumbles over a refcount block when it counts. */
+        uint64_t at = q->l1[l1] & QCOW2_OFFSET_MASK;
+        const char *kind = qcow2_meta_kind(q, at, false);
+        return qcow2_write_prevented(q, at, !kind || !strcmp(kind, "refcount block"));
     }
-    if (q->l1[l1] & (QCOW2_L1_RESERVED | (QCOW2_OFFSET_MASK & (q->cluster_size - 1)))) {
-        return qcow2_mark_corrupt(q, "L2 table offset %#llx unaligned or with reserved bits "
-                                  "(L1 index: %#llx)", (unsigned long long)q->l1[l1],
-                                  (unsigned long long)l1);
+    if (q->l1[l1] & QCOW2_OFFSET_MASK & (q->cluster_size - 1)) {
+        return qcow2_l1_bad(q, l1);
     }
     if (!(q->l1[l1] & QCOW2_COPIED) || !(q->l1[l1] & QCOW2_OFFSET_MASK)) {
         co_lock(&q->l2_lock);

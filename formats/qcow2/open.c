@@ -24,46 +24,104 @@ static int qcow2_probe(const uint8_t *buf, size_t len)
 
 /* ---- options: QEMU's names ---------------------------------------------------------- */
 
+/* Accepted; our behaviour fits both values. */
+static int read_flags(struct qcow2 *q, struct blk_opts *o, struct blk_error *e)
+{
+    static const char *const flags[] = {
+        "pass-discard-request", "pass-discard-snapshot", "pass-discard-other",
+        "overlap-check.main-header", "overlap-check.active-l1", "overlap-check.active-l2",
+        "overlap-check.refcount-table", "overlap-check.refcount-block",
+        "overlap-check.snapshot-table", "overlap-check.inactive-l1", "overlap-check.inactive-l2",
+        "overlap-check.bitmap-directory",
+    };
+    bool b, lazy = false, keep = false;
+    int err = blk_opts_get_bool(o, "lazy-refcounts", &lazy, e);
+
+    err = err ? err : blk_opts_get_bool(o, "discard-no-unref", &keep, e);
+    for (size_t i = 0; !err && i < BLK_ARRAY_SIZE(flags); i++) {
+        err = blk_opts_get_bool(o, flags[i], &b, e);
+    }
+    if (!err && lazy && q->h.version < 3) {
+        err = blk_err(e, EINVAL, "Lazy refcounts require a qcow2 image with at least qemu 1.1 "
+                      "compatibility level");
+    }
+    if (!err && keep && q->h.version < 3) {
+        err = blk_err(e, EINVAL, "discard-no-unref requires a qcow2 image with at least qemu 1.1 "
+                      "compatibility level");
+    }
+    return err;
+}
+
+/* It is always on here, and cheap. */
+static int read_overlap(struct blk_opts *o, struct blk_error *e)
+{
+    static const char *const words[] = { "none", "constant", "cached", "all" };
+    const char *check = blk_opts_get(o, "overlap-check");
+    const char *template = blk_opts_get(o, "overlap-check.template");
+
+    if (check && template && strcmp(check, template)) {
+        return blk_err(e, EINVAL, "Conflicting values for qcow2 options 'overlap-check' ('%s') "
+                       "and 'overlap-check.template' ('%s')", check, template);
+    }
+    check = check ? check : template ? template : "cached";
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(words); i++) {
+        if (!strcmp(check, words[i])) {
+            return 0;
+        }
+    }
+    return blk_err(e, EINVAL, "Unsupported value '%s' for qcow2 option 'overlap-check'. Allowed "
+                   "are any of the following: none, constant, cached, all", check);
+}
+
+static int read_cache_sizes(struct qcow2 *q, struct blk_opts *o, uint64_t *l2, uint64_t *refs,
+                            struct blk_error *e)
+{
+    bool has_all = blk_opts_has(o, "cache-size"), has_l2 = blk_opts_has(o, "l2-cache-size");
+    bool has_refs = blk_opts_has(o, "refcount-cache-size");
+    uint64_t total = 0, entry = q->cluster_size, interval = 0;
+    int err = blk_opts_get_size(o, "cache-size", &total, e);
+
+    err = err ? err : blk_opts_get_size(o, "l2-cache-size", l2, e);
+    err = err ? err : blk_opts_get_size(o, "refcount-cache-size", refs, e);
+    err = err ? err : blk_opts_get_size(o, "l2-cache-entry-size", &entry, e);
+    err = err ? err : blk_opts_get_u64(o, "cache-clean-interval", &interval, e);
+    if (err) {
+        return err;
+    }
+    if (has_all && has_l2 && has_refs) {
+        return blk_err(e, EINVAL, "cache-size, l2-cache-size and refcount-cache-size may not be "
+                       "set at the same time");
+    }
+    if (has_all && ((has_l2 && *l2 > total) || (has_refs && *refs > total))) {
+        return blk_err(e, EINVAL, "%s-cache-size may not exceed cache-size",
+                       has_l2 && *l2 > total ? "l2" : "refcount");
+    }
+    if (entry < 512 || entry > q->cluster_size || entry & (entry - 1)) {
+        return blk_err(e, EINVAL, "L2 cache entry size must be a power of two between 512 and the "
+                       "cluster size (%u)", q->cluster_size);
+    }
+    if (interval > UINT32_MAX) {
+        return blk_err(e, EINVAL, "Cache clean interval too big");
+    }
+    *l2 = has_all && !has_l2 && total ? total : *l2;
+    return 0;
+}
+
 static int read_options(struct qcow2 *q, struct blk_opts *o, uint64_t *l2, uint64_t *refs,
                         struct blk_error *e)
 {
-    static const char *const flags[] = {    /* accepted; our behaviour fits both values */
-        "lazy-refcounts", "pass-discard-request", "pass-discard-snapshot", "pass-discard-other",
-        "discard-no-unref",
-    };
-    uint64_t all = qcow2_clusters(q, q->h.size) * qcow2_entry_bytes(q), total = 0;
-    bool b;
-    int err;
+    uint64_t all = qcow2_clusters(q, q->h.size) * qcow2_entry_bytes(q), level = 0;
 
     *l2 = BLK_MIN(BLK_MAX(all, 1ull << 20), L2_CACHE_MAX);
     *refs = BLK_MAX(REFCOUNT_CACHE, 4ull * q->cluster_size);
-    for (size_t i = 0; i < BLK_ARRAY_SIZE(flags); i++) {
-        if ((err = blk_opts_get_bool(o, flags[i], &b, e))) {
-            return err;
-        }
+    int err = read_cache_sizes(q, o, l2, refs, e);
+    err = err ? err : read_flags(q, o, e);
+    err = err ? err : read_overlap(o, e);
+    if (!err && blk_opts_has(o, "compression-level")) {     /* ours */
+        err = blk_opts_get_u64(o, "compression-level", &level, e);
+        err = err ? err : qcow2_set_compression_level(q, level, e);
     }
-    if ((err = blk_opts_get_size(o, "l2-cache-size", l2, e)) ||
-        (err = blk_opts_get_size(o, "refcount-cache-size", refs, e)) ||
-        (err = blk_opts_get_size(o, "l2-cache-entry-size", &total, e)) ||
-        (err = blk_opts_get_u64(o, "cache-clean-interval", &total, e))) {
-        return err;
-    }
-    total = 0;
-    if ((err = blk_opts_get_size(o, "cache-size", &total, e))) {
-        return err;
-    }
-    if (total) {
-        *l2 = total;
-    }
-    if (blk_opts_has(o, "compression-level")) {     /* ours */
-        if ((err = blk_opts_get_u64(o, "compression-level", &total, e)) ||
-            (err = qcow2_set_compression_level(q, total, e))) {
-            return err;
-        }
-    }
-    (void)blk_opts_get(o, "overlap-check");         /* always on, and cheap */
-    (void)blk_opts_get(o, "overlap-check.template");
-    return 0;
+    return err;
 }
 
 /* ---- open ------------------------------------------------------------------------------ */
@@ -117,23 +175,61 @@ int qcow2_reload(struct qcow2 *q, struct blk_error *e)
     return r ? r : qcow2_bitmaps_mark_meta(q);
 }
 
+/* The snapshot table, damaged so many times, is written anew: last, for it needs a place. */
+static int mend_snapshots(struct qcow2 *q, struct blk_check *c, uint64_t damage,
+                          struct blk_error *e)
+{
+    char line[128];
+    int err = qcow2_snapshots_mend(q, e);
+
+    if (err) {
+        c->corruptions += damage;
+        c->check_errors++;
+        snprintf(line, sizeof(line), "ERROR failed to update snapshot table: %s", strerror(-err));
+        if (c->message) {
+            c->message(c->arg, true, line);
+        }
+        return err;
+    }
+    c->corruptions_fixed += damage;
+    return 0;
+}
+
 /* The checker works from the file alone: write back, forget, and load again what
  * it may have changed. */
-static int qcow2_check(struct blk_node *n, struct blk_check *c, int fix, struct blk_error *e)
+static int check_and_load(struct qcow2 *q, struct blk_check *c, int fix, uint64_t *table,
+                          struct blk_error *e)
 {
-    struct qcow2 *q = n->state;
     int err = 0;
 
     for (int i = 0; i < 4 && q->writable && !err && !qcow2_clean(q); i++) {
         err = qcow2_flush(q);
     }
-    err = err ? err : ck_check(n, c, fix, e);
+    err = err ? err : ck_check(q->n, c, fix, table, e);
     if (!fix) {
         return err;
     }
     /* Also after a repair that failed: it may have got somewhere. */
     int r = qcow2_reload(q, e);
     return err ? err : r;
+}
+
+static int qcow2_check(struct blk_node *n, struct blk_check *c, int fix, struct blk_error *e)
+{
+    struct qcow2 *q = n->state;
+    struct blk_check rest = { 0 };
+    uint64_t table = 0;
+    int err = check_and_load(q, c, fix, &table, e);
+
+    if (err || !table) {
+        return err;
+    }
+    err = mend_snapshots(q, c, table, e);
+    /* The file may have grown over clusters that were counted past its end; and the image
+     * is not marked clean yet. */
+    err = err ? err : check_and_load(q, &rest, fix, &table, e);
+    c->leaks_fixed += rest.leaks_fixed;
+    return err;
 }
 
 static int repair_dirty(struct qcow2 *q, struct blk_error *e)
@@ -229,6 +325,7 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
     for (uint32_t i = 0; !err && q->crypt && i < q->h.l1_size; i++) {
         n->starts_as_zeros &= !q->l1[i];        /* preallocated clusters hold noise */
     }
+    err = err ? err : qcow2_snapshots_usable(q, e);
     err = err ? err : qcow2_bitmaps_open(q, e);
     if (!err && q->writable) {
         err = open_writable(q, e);
@@ -337,7 +434,7 @@ static int qcow2_info(struct blk_node *n, struct blk_info *out, struct blk_error
     out->specific = j;
     out->dirty = q->h.incompatible & QCOW2_INC_DIRTY;
     out->corrupt = q->h.incompatible & QCOW2_INC_CORRUPT;
-    out->vm_state_offset = (uint64_t)q->h.l1_size << (q->h.cluster_bits + q->l2_bits);
+    out->vm_state_offset = qcow2_vm_state_offset(q);
     return 0;
 }
 
@@ -350,6 +447,7 @@ const struct blk_driver blk_qcow2 = {
     .open = qcow2_open,
     .close = qcow2_close,
     .submit = qcow2_submit,
+    .can_copy = qcow2_can_copy,
     .zero_part = qcow2_zero_part,
     .status = qcow2_status,
     .truncate = qcow2_truncate,
@@ -358,6 +456,7 @@ const struct blk_driver blk_qcow2 = {
     .check = qcow2_check,
     .snapshot = qcow2_snapshot,
     .snapshot_load = qcow2_snapshot_load,
+    .vm_state = qcow2_vm_state,
     .bitmaps = true,
     .bitmap_has = qcow2_bitmap_has,
     .bitmap_change = qcow2_bitmap_change,

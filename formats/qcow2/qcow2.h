@@ -5,18 +5,20 @@
  * file named beside each structure.
  *
  * header.c    header, extensions: parsing, checking, rewriting
+ * corrupt.c   damage found in use: what is said, and the corrupt bit
  * open.c      driver table, open, close, info
  * facts.c     what a header says, in order or not
  * cache.c     L2 slices and refcount blocks in memory
  * l2.c        guest offset -> L2 entry; making L2 tables
- * refcount.c  counts, the allocator, freeing
+ * alloc.c     the allocator
+ * refcount.c  counts, freeing
  * flush.c     the order in which metadata reaches the disk
  * read.c, write.c, zero.c   guest requests
  * bitmap*.c   persistent dirty bitmaps (bitmap.h)
  * datafile.c  guest data in a file of its own
  * crypt.c     encrypted guest data
  * compress.c, deflate.c      reading compressed clusters, writing them
- * create.c, stream.c, resize.c, amend*.c, check*.c, snapshot.c, compact*.c   image operations
+ * create.c, stream.c, resize.c, prealloc.c, amend*.c, check*.c, snapshot.c, compact*.c   image operations
  *
  * Crash order (bad-input.md E), kept by flush.c alone: nothing but flush.c, the
  * header's own updates and the initialisation of unreferenced clusters writes
@@ -35,8 +37,11 @@
 #define QCOW2_MAX_REFTABLE_BYTES (8u << 20)
 #define QCOW2_MAX_SNAPSHOTS 65536u
 #define QCOW2_MAX_SNAPTABLE_BYTES (64u << 20)
+#define QCOW2_MAX_SNAPEXTRA 1024u       /* bytes of a snapshot's extra data */
+#define QCOW2_MIN_SNAPEXTRA 16u         /* of version 3: the 64-bit sizes */
 #define QCOW2_MAX_CRYPTO_BYTES (64u << 20)  /* encryption header with its key material */
 #define QCOW2_MAX_EXTENSIONS 4096u          /* header extensions read */
+#define QCOW2_LOAD_BITS 5u                  /* 32 loads of L2 slices at once */
 
 /* L1 and L2 entries */
 #define QCOW2_COPIED (1ull << 63)           /* refcount is exactly one */
@@ -140,6 +145,13 @@ struct qcow2_busy {
     struct qcow2_busy *next;
 };
 
+struct qcow2_space {
+    uint64_t offset, clusters;
+    bool fresh;                             /* reads as zeros: never written */
+    const char *what;                       /* the caller's or NULL: what is said to be
+                                               allocated where the header is free */
+};
+
 struct qcow2 {
     struct blk_node *n, *file;
     struct blk_node *data;                  /* of guest clusters: file, or an external data file;
@@ -167,14 +179,16 @@ struct qcow2 {
     struct qcow2_slice *dirty_slices;
     struct qcow2_block *dirty_blocks;
     uint64_t ndirty_slices, ndirty_blocks;
-    struct co_mutex load_lock;
+    struct co_mutex slice_load[1u << QCOW2_LOAD_BITS];  /* held while one of a slice's is read */
+    struct co_mutex block_load;
 
     /* refcount.c */
     uint64_t *reft;                         /* host order */
     uint64_t reft_len;                      /* entries in memory */
     uint64_t reft_on_disk;                  /* entries the table on disk has room for */
     uint64_t reft_dirty_first, reft_dirty_end;  /* entries to write, [first, end) */
-    uint64_t free_hint;                     /* no free cluster below this one */
+    struct qcow2_space reft_place;          /* the next flush moves the table there, if not empty */
+    uint64_t free_hint;                     /* the search for free clusters starts here */
     uint64_t free_byte;                     /* packed clusters go on here, inside a host
                                                cluster that holds some; 0: nowhere */
     uint64_t end_cluster;                   /* first cluster past everything known */
@@ -195,6 +209,7 @@ struct qcow2 {
     /* write.c */
     struct qcow2_busy *busy;
     struct co_queue busy_q;
+    struct co_mutex place_lock;             /* requests get places in the order they came in */
 
     /* flush.c */
     struct co_mutex flush_lock;
@@ -269,6 +284,17 @@ static inline uint64_t qcow2_clusters(const struct qcow2 *q, uint64_t bytes)
     return (bytes >> q->h.cluster_bits) + !!(bytes & (q->cluster_size - 1));
 }
 
+/* The refcount block that counts a host cluster, and where in it. */
+static inline uint64_t qcow2_block_of(const struct qcow2 *q, uint64_t cluster)
+{
+    return cluster >> q->refblock_bits;
+}
+
+static inline uint64_t qcow2_in_block(const struct qcow2 *q, uint64_t cluster)
+{
+    return cluster & ((1ull << q->refblock_bits) - 1);
+}
+
 /* Offset and length in the file of a compressed cluster's data (up to the end of
  * its last 512-byte sector, which may lie past the end of the file). */
 static inline void qcow2_compressed_span(const struct qcow2 *q, uint64_t entry, uint64_t *off,
@@ -307,15 +333,25 @@ extern const struct qcow2_feature qcow2_feature_table[QCOW2_FEATURES];
  * that after a crash the image has the old one or the new one. -ENOSPC. Fiber. */
 int qcow2_header_rewrite(struct qcow2 *q);
 
-/* Found damage that a write would make worse: report once, set the corrupt bit
- * durably (writable images), refuse further writes.  Returns -EIO. Fiber. */
-int qcow2_mark_corrupt(struct qcow2 *q, const char *fmt, ...) BLK_PRINTF(2, 3);
-/* Found damage while reading: report once, change nothing.  Returns -EIO. */
-int qcow2_report_corrupt(struct qcow2 *q, const char *fmt, ...) BLK_PRINTF(2, 3);
-
 /* ---- facts.c ------------------------------------------------------------------- */
 
 void qcow2_facts(struct blk_node *file, struct blk_facts *f);
+
+/* ---- corrupt.c ------------------------------------------------------------------- */
+
+/* Found damage that a write would make worse: report once, set the corrupt bit
+ * durably (writable images), refuse further requests.  Returns -EIO. Fiber. */
+int qcow2_mark_corrupt(struct qcow2 *q, const char *fmt, ...) BLK_PRINTF(2, 3);
+/* Found damage that can be lived with: report once, change nothing.  Returns -EIO. */
+int qcow2_report_corrupt(struct qcow2 *q, const char *fmt, ...) BLK_PRINTF(2, 3);
+/* Which metadata QEMU says lies at a place (not all that is known here), or NULL; l2: also
+ * active L2 tables. Fiber. */
+const char *qcow2_meta_kind(struct qcow2 *q, uint64_t offset, bool l2);
+/* Mark corrupt: a write or an allocation would have hit that metadata; the L1 entry's offset
+ * is unaligned; an L2 entry is nonsense, found when reading or writing at guest. Fiber. */
+int qcow2_write_prevented(struct qcow2 *q, uint64_t offset, bool l2);
+int qcow2_l1_bad(struct qcow2 *q, uint64_t l1);
+int qcow2_entry_bad(struct qcow2 *q, uint64_t entry, uint64_t map, uint64_t guest, bool write);
 
 /* ---- cache.c ---------------------------------------------------------------------- */
 
@@ -403,14 +439,13 @@ static inline uint64_t qcow2_refcount_max(const struct qcow2 *q)
 int qcow2_refcount_get(struct qcow2 *q, uint64_t cluster, uint64_t *out);
 /* Up to want clusters in one run, counted once each in memory.  exact: all of
  * them, whatever the run's place.  Fiber. */
-struct qcow2_space {
-    uint64_t offset, clusters;
-    bool fresh;                             /* reads as zeros: never written */
-};
 int qcow2_alloc(struct qcow2 *q, uint64_t want, bool exact, struct qcow2_space *out);
 /* One more, or at once one fewer (undoing that), reference to each; -EINVAL: the count
  * has no room, -EIO: it was 0. Counted in memory, durable with the next flush. Fiber. */
 int qcow2_count_shift(struct qcow2 *q, uint64_t offset, uint64_t clusters, bool up);
+/* n clusters in one run behind everything in use, counted; refcount structures that reach over
+ * them and `more` clusters lie in front, the table too: it moves with the next flush. Fiber. */
+int qcow2_alloc_area(struct qcow2 *q, uint64_t n, uint64_t more, uint64_t *offset);
 /* Give back what qcow2_alloc() gave and nothing points at yet. Fiber. */
 int qcow2_unalloc(struct qcow2 *q, uint64_t offset, uint64_t clusters);
 /* The first run of n free clusters that ends at or before below, counted count times each
@@ -446,6 +481,7 @@ static inline uint64_t qcow2_set_slot(const struct qcow2_set *t, uint64_t key)
 {
     return (key * 0x9e3779b97f4a7c15ull) >> (64 - t->bits);
 }
+int qcow2_set_add(struct qcow2_set *t, uint64_t cluster);
 static inline bool qcow2_set_has(const struct qcow2_set *t, uint64_t cluster)
 {
     uint64_t key = cluster + 1, mask = (1ull << t->bits) - 1;
@@ -481,6 +517,7 @@ int qcow2_flush_if_much(struct qcow2 *q);
 struct qcow2_snapshot {
     uint64_t l1_offset, size, vm_state_size, vm_clock, icount;
     uint32_t l1_size, date_sec, date_nsec;
+    uint32_t extra;                         /* bytes of extra data in the file */
     char *id, *name;
     uint64_t at;                            /* of the record in the file */
     uint64_t len;                           /* multiple of 8 */
@@ -489,6 +526,13 @@ struct qcow2_snapshot {
  * length of the table.  Fiber. */
 int qcow2_snapshots_read(struct qcow2 *q, struct qcow2_snapshot **out, uint64_t *bytes,
                          struct blk_error *e);
+/* The same, as far as the caps reach: *count snapshots, any amount of extra data. */
+int qcow2_snapshots_salvage(struct qcow2 *q, struct qcow2_snapshot **out, uint32_t *count,
+                            uint64_t *bytes, struct blk_error *e);
+/* -EFBIG, with that text and the hint how to be rid of so many snapshots. */
+int qcow2_snapshots_over(struct blk_error *e, const char *what, uint32_t over);
+/* Refuse what QEMU refuses to open: too much in the snapshot table. Fiber. */
+int qcow2_snapshots_usable(struct qcow2 *q, struct blk_error *e);
 void qcow2_snapshots_free(struct qcow2 *q, struct qcow2_snapshot *s);
 /* QEMU's SnapshotInfo of each, in order; a new array. */
 int qcow2_snapshots_info(struct qcow2 *q, json_t **out, struct blk_error *e);
@@ -497,6 +541,9 @@ int qcow2_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name
                    struct blk_error *e);
 int qcow2_snapshot_load(struct blk_node *n, const char *id, const char *name,
                         struct blk_error *e);
+/* Write the table anew with what can be kept of it: whole 64-bit fields, extra data and
+ * snapshots within the caps.  The refcounts are right. Fiber; nothing dirty. */
+int qcow2_snapshots_mend(struct qcow2 *q, struct blk_error *e);
 /* The table and the snapshots' L1 tables are metadata. Fiber. */
 int qcow2_snapshots_mark(struct qcow2 *q);
 
@@ -508,6 +555,7 @@ int qcow2_read_fiber(struct blk_req *req);
 int qcow2_write_fiber(struct blk_req *req);
 /* The same without regard to the request's flags. */
 int qcow2_write_plain(struct blk_req *req);
+bool qcow2_can_copy(const struct blk_node *n, const struct blk_node *from);
 /* deflate.c: whole clusters, the image's last one may be partial; else -EINVAL. Fiber. */
 int qcow2_write_compressed(struct blk_req *req);
 int qcow2_set_compression_level(struct qcow2 *q, uint64_t level, struct blk_error *e);
@@ -520,8 +568,11 @@ int qcow2_zero_fiber(struct blk_req *req);
 int qcow2_discard_fiber(struct blk_req *req);
 /* The driver's zero_part. Fiber. */
 int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned flags);
-/* Map the guest range [from, to) to host clusters without writing data
- * (preallocation). Fiber. */
+/* Map the guest range [from, to) to host clusters without writing data; host_end: where the
+ * last of them ends. Fiber. */
+int qcow2_map_range(struct qcow2 *q, uint64_t from, uint64_t to, uint64_t *host_end);
+/* Map what is new of an image that grew from `from` to `to` bytes (preallocation). The image is
+ * clean. Fiber. */
 int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
                       struct blk_error *e);
 /* Unmap guest clusters [first, end). Fiber. */
@@ -553,10 +604,8 @@ int qcow2_read_compressed_run(struct qcow2 *q, const uint64_t *entry, uint64_t n
 
 /* Open what holds guest data, taking "data-file.*" from o. Fiber. */
 int qcow2_data_open(struct qcow2 *q, struct blk_opts *o, struct blk_error *e);
-/* With an external data file: does an entry say what it has to?  And what it is if not,
- * reported, the image marked: -EIO. */
+/* With an external data file: does an entry say what it has to? */
 bool qcow2_external_sane(const struct qcow2 *q, uint64_t entry, uint64_t guest);
-int qcow2_external_bad(struct qcow2 *q, uint64_t entry, uint64_t guest);
 /* External data files: before guest clusters become zeros or unmapped (unmap: their
  * space may go); and before some are mapped that must read as zeros. Fiber. */
 int qcow2_data_wipe(struct qcow2 *q, uint64_t off, uint64_t len, bool unmap);
@@ -603,6 +652,16 @@ int qcow2_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_prea
 /* The driver's make_empty and (header.c's invariants) change_backing. Fiber. */
 int qcow2_settle(struct qcow2 *q);          /* flush until nothing is left to do */
 int qcow2_cut_file(struct qcow2 *q);        /* end it with the last counted cluster */
+int qcow2_used_end(struct qcow2 *q, uint64_t *c);   /* c: the one behind that */
+/* Refcount blocks for areas behind everything, which count nothing any more, go. The image is
+ * clean. Fiber. */
+int qcow2_drop_empty_blocks(struct qcow2 *q);
+/* Header with a larger L1 table and the new size, in one step. The image is clean. */
+int qcow2_l1_grow(struct qcow2 *q, uint64_t size, uint32_t l1_size);
+/* vmstate.c: where it starts, as guest offsets go; the driver's vm_state. */
+uint64_t qcow2_vm_state_offset(const struct qcow2 *q);
+int qcow2_vm_state(struct blk_node *n, bool write, uint64_t off, const struct iovec *iov, int cnt,
+                   uint64_t len);
 /* compact.c: the driver's compact. */
 int qcow2_compact(struct blk_node *n, struct blk_compact *c, struct blk_error *e);
 int qcow2_make_empty(struct blk_node *n, struct blk_error *e);

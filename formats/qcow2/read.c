@@ -26,7 +26,7 @@ struct extent {
 static bool entry_sane(const struct qcow2 *q, uint64_t e)
 {
     return e & QCOW2_COMPRESSED ||
-           !(e & (QCOW2_L2_RESERVED | (QCOW2_OFFSET_MASK & (q->cluster_size - 1)) |
+           !(e & ((QCOW2_OFFSET_MASK & (q->cluster_size - 1)) |
                   (q->h.version < 3 ? QCOW2_ZERO : 0)));
 }
 
@@ -72,21 +72,6 @@ static int extent_at(const struct qcow2 *q, const struct qcow2_slice *s, uint64_
     return 0;
 }
 
-static int bad_entry(struct qcow2 *q, uint64_t off, const struct extent *x)
-{
-    if (qcow2_external(q) && !qcow2_external_sane(q, x->entry, off)) {
-        return qcow2_external_bad(q, x->entry, off);
-    }
-    if (x->type == QCOW2_INVALID) {
-        return qcow2_mark_corrupt(q, "Invalid subcluster bitmap %#llx of L2 entry %#llx (guest "
-                                  "offset: %#llx)", (unsigned long long)x->map,
-                                  (unsigned long long)x->entry, (unsigned long long)off);
-    }
-    return qcow2_mark_corrupt(q, "Cluster allocation offset %#llx unaligned or with reserved "
-                              "bits (guest offset: %#llx)", (unsigned long long)x->entry,
-                              (unsigned long long)off);
-}
-
 /* ---- the fast path ------------------------------------------------------------------------ */
 
 /* The whole request in one slice that is in memory (or in a hole of the L1). */
@@ -111,10 +96,12 @@ static bool fast_read(struct qcow2 *q, struct blk_req *req)
     }
     switch (x.type) {
     case QCOW2_NORMAL:
+        blk_event(q->file, "read_aio");
         blk_forward(req, q->data, x.host, NULL);
         return true;
     case QCOW2_UNALLOCATED:
     case QCOW2_UNALLOC_HOST:
+        blk_event(q->file, "read_backing_aio");
         blk_forward_backing(req);
         return true;
     case QCOW2_DEFLATED: {
@@ -158,6 +145,7 @@ static bool fast_write(struct qcow2 *q, struct blk_req *req)
         hits_metadata(q, x.host, x.len)) {
         return false;
     }
+    blk_event(q->file, "write_aio");
     blk_forward(req, q->data, x.host, NULL);
     return true;
 }
@@ -180,7 +168,7 @@ static int first_change_fiber(struct blk_req *req)
     if (q->crypt && qcow2_crypt_own(q)) {
         return qcow2_aes_fiber(req);
     }
-    return req->op == BLK_WRITE ? qcow2_write_fiber(req)
+    return req->op == BLK_WRITE || req->op == BLK_COPY ? qcow2_write_fiber(req)
          : req->op == BLK_DISCARD ? qcow2_discard_fiber(req) : qcow2_zero_fiber(req);
 }
 
@@ -189,6 +177,10 @@ void qcow2_submit(struct blk_node *n, struct blk_req *req)
     struct qcow2 *q = n->state;
     if (!q->data) {
         blk_complete(req, -EIO);        /* opened for its metadata only */
+        return;
+    }
+    if (__builtin_expect(q->corrupt, 0)) {
+        blk_complete(req, -ENOMEDIUM);
         return;
     }
     if (q->bm.tracking && req->op != BLK_READ && req->op != BLK_FLUSH &&
@@ -210,6 +202,9 @@ void qcow2_submit(struct blk_node *n, struct blk_req *req)
             blk_req_fiber(req, qcow2_write_fiber);
         }
         break;
+    case BLK_COPY:
+        blk_req_fiber(req, qcow2_write_fiber);
+        break;
     case BLK_WRITE_ZEROES:
         blk_req_fiber(req, qcow2_zero_fiber);
         break;
@@ -217,7 +212,9 @@ void qcow2_submit(struct blk_node *n, struct blk_req *req)
         blk_req_fiber(req, qcow2_discard_fiber);
         break;
     default:
+        blk_event(q->file, "flush_to_os");
         if (qcow2_clean(q) && !q->flush_lock.held && !q->corrupt) {
+            blk_event(q->file, "flush_to_disk");
             blk_forward(req, q->data, 0, NULL);      /* of q->file all is durable */
         } else {
             blk_req_fiber(req, flush_fiber);
@@ -293,20 +290,24 @@ static int read_piece(struct qcow2 *q, struct blk_parts *parts, const struct blk
         qcow2_slice_put(s);
     }
     if (err) {
-        return bad_entry(q, off, &x);
+        return qcow2_entry_bad(q, x.entry, x.map, off, false);
     }
     if (run) {
+        blk_event(q->file, "read_compressed");
         *done = run << q->h.cluster_bits;
         return qcow2_read_compressed_run(q, entry, run, buf);
     }
     *done = x.len;
     switch (x.type) {
     case QCOW2_NORMAL:
+        blk_event(q->file, "read_aio");
         return blk_parts_add(parts, q->data, BLK_READ, x.host, pos, x.len);
     case QCOW2_UNALLOCATED:
     case QCOW2_UNALLOC_HOST:
+        blk_event(q->file, "read_backing_aio");
         return read_backing_part(q->n, req, off, pos, x.len);
     case QCOW2_DEFLATED:
+        blk_event(q->file, "read_compressed");
         return qcow2_read_compressed(q, x.entry, off & (q->cluster_size - 1), req->iov,
                                      req->iovcnt, pos, x.len);
     default:
@@ -435,7 +436,7 @@ int qcow2_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_stat
             qcow2_slice_put(s);
         }
         if (err) {
-            return first ? bad_entry(q, at, &x) : 0;
+            return first ? qcow2_entry_bad(q, x.entry, x.map, at, false) : 0;
         }
         status_set(q, &x, &next);
         if (first) {

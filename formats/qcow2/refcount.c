@@ -1,16 +1,9 @@
 /*
- * refcount.c - reference counts, the allocator, deferred freeing, and the set of
- * metadata clusters that overlap checks ask.
+ * refcount.c - reference counts, deferred freeing, and the set of metadata clusters that
+ * overlap checks ask.
  *
- * Invariants
- *  - A cluster is handed out only if its count is 0 in a block that exists, or
- *    past everything the file holds; never cluster 0, never metadata.  Space
- *    below the file's end without a refcount block counts as used: somebody
- *    lost the block, not the data.  Not so where the file has a fixed size (a LUN):
- *    what is behind the image is all the space there is.
- *  - Counts go up in memory before anything points at the cluster, and down only
- *    in qcow2_free_now(), after the pointer's removal is durable.
- *  - A new refcount block lies in the area it describes and counts itself.
+ * Invariant: counts go up in memory before anything points at the cluster (alloc.c), and
+ * down only in qcow2_free_now(), after the pointer's removal is durable.
  */
 #include "formats/qcow2/qcow2.h"
 #include <errno.h>
@@ -61,6 +54,7 @@ int qcow2_reft_load(struct qcow2 *q, struct blk_error *e)
     if (!table) {
         return blk_err(e, ENOMEM, "Could not allocate the refcount table");
     }
+    blk_event(q->file, "reftable_load");
     int err = len ? co_read(q->file, q->h.reft_offset, table, len) : 0;
     if (err || q->reft) {
         free(table);                    /* or another fiber was faster */
@@ -81,31 +75,21 @@ int qcow2_reft_load(struct qcow2 *q, struct blk_error *e)
     q->zero_from = q->file->can_grow && q->file->starts_as_zeros
                        ? q->end_cluster << q->h.cluster_bits : UINT64_MAX;
     q->old_end = q->end_cluster;
-    q->free_hint = 1;
+    q->free_hint = 0;
     q->free_byte = 0;
     return 0;
-}
-
-static uint64_t block_of(const struct qcow2 *q, uint64_t cluster)
-{
-    return cluster >> q->refblock_bits;
-}
-
-static uint64_t in_block(const struct qcow2 *q, uint64_t cluster)
-{
-    return cluster & ((1ull << q->refblock_bits) - 1);
 }
 
 int qcow2_refcount_get(struct qcow2 *q, uint64_t cluster, uint64_t *out)
 {
     struct qcow2_block *b;
     *out = 0;
-    if (block_of(q, cluster) >= q->reft_len || !q->reft[block_of(q, cluster)]) {
+    if (qcow2_block_of(q, cluster) >= q->reft_len || !q->reft[qcow2_block_of(q, cluster)]) {
         return 0;
     }
-    int err = qcow2_block_get(q, block_of(q, cluster), &b);
+    int err = qcow2_block_get(q, qcow2_block_of(q, cluster), &b);
     if (!err) {
-        *out = qcow2_refcount_at(q, b->data, in_block(q, cluster));
+        *out = qcow2_refcount_at(q, b->data, qcow2_in_block(q, cluster));
         qcow2_block_put(b);
     }
     return err;
@@ -135,7 +119,7 @@ static int set_grow(struct qcow2_set *t)
     return 0;
 }
 
-static int set_add(struct qcow2_set *t, uint64_t cluster)
+int qcow2_set_add(struct qcow2_set *t, uint64_t cluster)
 {
     uint64_t key = cluster + 1;
     if (t->count * 2 >= (t->slot ? 1ull << t->bits : 0) && set_grow(t)) {
@@ -175,7 +159,7 @@ int qcow2_meta_add(struct qcow2 *q, uint64_t offset, uint64_t clusters)
 {
     int err = 0;
     for (uint64_t c = offset >> q->h.cluster_bits; !err && q->writable && clusters--; c++) {
-        err = set_add(&q->meta, c);
+        err = qcow2_set_add(&q->meta, c);
     }
     return err;
 }
@@ -237,373 +221,11 @@ int qcow2_meta_init(struct qcow2 *q)
     err = err ? err : qcow2_snapshots_mark(q);
     err = err ? err : qcow2_crypt_mark(q);
     for (uint64_t i = 0; !err && i < q->reft_len; i++) {
-        if (q->reft[i]) {
+        if (q->reft[i] && !(q->reft[i] & (q->cluster_size - 1))) {
             err = meta_add_own(q, q->reft[i], 1);
         }
     }
     return err ? err : meta_add_l2(q);
-}
-
-/* ---- allocating ---------------------------------------------------------------------------- */
-
-static void reft_mark(struct qcow2 *q, uint64_t i)
-{
-    q->reft_dirty_first = BLK_MIN(q->reft_dirty_first, i);
-    q->reft_dirty_end = BLK_MAX(q->reft_dirty_end, i + 1);
-}
-
-/* A refcount block for the area of cluster c, placed at c; its entry in the table. */
-static int block_make(struct qcow2 *q, uint64_t c)
-{
-    uint64_t bi = block_of(q, c);
-    struct qcow2_block *b;
-    int err;
-
-    if ((bi + 1) * 8 > QCOW2_MAX_REFTABLE_BYTES || c > (uint64_t)INT64_MAX >> q->h.cluster_bits) {
-        return -EFBIG;
-    }
-    if (bi >= q->reft_len) {
-        uint64_t len = BLK_MAX(bi + 1, q->reft_len + q->reft_len / 4);
-        uint64_t *t = realloc(q->reft, (len + 1) * 8);
-        if (!t) {
-            return -ENOMEM;
-        }
-        memset(t + q->reft_len, 0, (len + 1 - q->reft_len) * 8);
-        q->reft = t;
-        q->reft_len = len;
-    }
-    err = qcow2_meta_add(q, c << q->h.cluster_bits, 1);
-    err = err ? err : qcow2_block_new(q, bi, &b);
-    if (err) {
-        return err;
-    }
-    qcow2_refcount_put(q, b->data, in_block(q, c), 1);
-    qcow2_block_put(b);
-    q->reft[bi] = c << q->h.cluster_bits;
-    reft_mark(q, bi);
-    q->end_cluster = BLK_MAX(q->end_cluster, c + 1);
-    return 0;
-}
-
-/* From cluster c on, the first run of free clusters, at most want long, within one
- * refcount block.  *run 0: none in c's block, go on at *next. */
-static int scan_block(struct qcow2 *q, uint64_t c, uint64_t want, uint64_t *start, uint64_t *run,
-                      uint64_t *next)
-{
-    struct qcow2_block *b;
-    uint64_t end = (block_of(q, c) + 1) << q->refblock_bits;
-    int err = qcow2_block_get(q, block_of(q, c), &b);
-
-    *run = 0;
-    if (err) {
-        return err;
-    }
-    for (; c < end && *run < want; c++) {
-        bool is_free = !qcow2_refcount_at(q, b->data, in_block(q, c)) &&
-                       !qcow2_set_has(&q->meta, c) && !qcow2_set_has(&q->doubtful, c);
-        if (is_free && !*run) {
-            *start = c;
-        }
-        if (is_free) {
-            ++*run;
-        } else if (*run) {
-            break;
-        }
-    }
-    *next = c;
-    qcow2_block_put(b);
-    return 0;
-}
-
-/* A run of up to want free clusters at or after c; a run may cross blocks. */
-static int find_run(struct qcow2 *q, uint64_t c, uint64_t want, bool exact, uint64_t *start,
-                    uint64_t *run)
-{
-    *run = 0;
-    while (*run < want) {
-        uint64_t bi = block_of(q, c), s = 0, n = 0, next = 0;
-        int err;
-        if (bi >= q->reft_len || !q->reft[bi]) {
-            if (*run && !exact) {
-                return 0;
-            }
-            if (c < q->end_cluster && q->file->can_grow) {
-                c = (bi + 1) << q->refblock_bits;       /* a lost block: all used */
-                *run = 0;
-                continue;
-            }
-            if (*run) {
-                /* An exact run reaches into an area without a block, whose first
-                 * cluster becomes that block: start again behind it. */
-                *run = 0;
-            }
-            if (!qcow2_set_has(&q->meta, c) && (err = block_make(q, c))) {
-                return err;
-            }
-            c++;
-            continue;
-        }
-        if ((err = scan_block(q, c, want - *run, &s, &n, &next))) {
-            return err;
-        }
-        if (*run && n && s == *start + *run) {
-            *run += n;
-        } else if (*run && !exact) {
-            return 0;
-        } else if (n) {
-            *start = s;
-            *run = n;
-        } else {
-            *run = 0;
-        }
-        if (*run < want && next & ((1ull << q->refblock_bits) - 1)) {
-            if (*run && !exact) {
-                return 0;
-            }
-            *run = 0;           /* ended before the block did: too short */
-        }
-        c = next;
-    }
-    return 0;
-}
-
-static int count_range(struct qcow2 *q, uint64_t c, uint64_t n, uint64_t value)
-{
-    while (n) {
-        struct qcow2_block *b;
-        int err = qcow2_block_get(q, block_of(q, c), &b);
-        if (err) {
-            return err;
-        }
-        uint64_t at = in_block(q, c), now = BLK_MIN(n, (1ull << q->refblock_bits) - at);
-        for (uint64_t i = 0; i < now; i++) {
-            qcow2_refcount_put(q, b->data, at + i, value);
-        }
-        qcow2_block_dirty(q, b);
-        qcow2_block_put(b);
-        c += now;
-        n -= now;
-    }
-    return 0;
-}
-
-/* Space that was free before this session and is not a hole may hold data whose
- * count was lost.  Where the file can grow, growing is safer than guessing. */
-static int sort_out_doubtful(struct qcow2 *q, uint64_t start, uint64_t run, bool *doubtful)
-{
-    struct blk_status st;
-    uint64_t end = BLK_MIN(start + run, q->old_end), size = q->file->size;
-
-    *doubtful = false;
-    if (!q->file->can_grow || q->file->can_discard != BLK_CAP_NATIVE) {
-        return 0;
-    }
-    for (uint64_t c = start; c < end && c << q->h.cluster_bits < size; c++) {
-        int err = co_status(q->file, c << q->h.cluster_bits, q->cluster_size, &st);
-        if (err) {
-            return err;
-        }
-        if (!(st.flags & BLK_ST_ZERO) && (err = set_add(&q->doubtful, c))) {
-            return err;
-        }
-        *doubtful |= !(st.flags & BLK_ST_ZERO);
-    }
-    return 0;
-}
-
-/* With the lock held. */
-static int alloc_locked(struct qcow2 *q, uint64_t want, bool exact, struct qcow2_space *out)
-{
-    uint64_t start = 0, run = 0;
-    bool doubtful = false;
-    int err;
-
-    do {
-        err = find_run(q, q->free_hint, want, exact, &start, &run);
-        err = err || start >= q->old_end ? err : sort_out_doubtful(q, start, run, &doubtful);
-    } while (!err && doubtful && start < q->old_end);
-    err = err ? err : count_range(q, start, run, 1);
-    if (!err) {
-        if (!exact || want == 1) {
-            q->free_hint = start + run;
-        }
-        q->end_cluster = BLK_MAX(q->end_cluster, start + run);
-        out->offset = start << q->h.cluster_bits;
-        out->clusters = run;
-        out->fresh = out->offset >= q->zero_from;
-        if (out->fresh) {
-            q->zero_from = (start + run) << q->h.cluster_bits;
-        }
-        out->fresh &= !q->crypt;            /* zeros there are noise to the guest */
-    }
-    return err;
-}
-
-static int alloc_allowed(struct qcow2 *q)
-{
-    if (q->corrupt) {
-        return -EIO;
-    }
-    if (q->reft_bad) {
-        return qcow2_mark_corrupt(q, "Preventing invalid allocation: metadata overlaps at %#llx",
-                                  (unsigned long long)q->reft_bad);
-    }
-    return 0;
-}
-
-int qcow2_alloc(struct qcow2 *q, uint64_t want, bool exact, struct qcow2_space *out)
-{
-    int err = alloc_allowed(q);
-
-    if (err) {
-        return err;
-    }
-    co_lock(&q->alloc_lock);
-    err = alloc_locked(q, want, exact, out);
-    co_unlock(&q->alloc_lock);
-    return err;
-}
-
-int qcow2_take_free(struct qcow2 *q, uint64_t *hint, uint64_t below, uint64_t n, uint64_t count,
-                    uint64_t *out)
-{
-    uint64_t c = BLK_MAX(*hint, 1u), start = 0, run = 0, next;
-    int err = alloc_allowed(q);
-
-    *out = 0;
-    co_lock(&q->alloc_lock);
-    while (!err && c < below && run < n) {
-        uint64_t bi = block_of(q, c);
-        if (bi >= q->reft_len || !q->reft[bi]) {
-            c = (bi + 1) << q->refblock_bits;           /* a lost block: all used */
-            continue;
-        }
-        err = scan_block(q, c, n, &start, &run, &next);
-        c = next;
-    }
-    if (!err && run == n && start + n <= below) {
-        err = count_range(q, start, n, count);
-        *out = err ? 0 : start;
-        *hint = n == 1 ? start + 1 : *hint;
-    }
-    co_unlock(&q->alloc_lock);
-    return err;
-}
-
-int qcow2_block_move(struct qcow2 *q, uint64_t index, uint64_t offset)
-{
-    struct qcow2_block *b;
-    uint64_t old = q->reft[index];
-    int err = offset ? qcow2_meta_add(q, offset, 1) : 0;
-
-    err = err ? err : qcow2_block_get(q, index, &b);
-    if (err) {
-        return err;
-    }
-    q->reft[index] = offset;
-    reft_mark(q, index);
-    if (offset) {
-        qcow2_block_dirty(q, b);        /* written to its new place by the next flush */
-    }
-    qcow2_block_put(b);
-    qcow2_meta_del(q, old, 1);
-    return 0;
-}
-
-/* One more piece in the host cluster at ->free_byte, which it may leave only for
- * the one directly behind it.  With the lock held. */
-static int pack_one(struct qcow2 *q, struct qcow2_packed *p)
-{
-    uint64_t at = q->free_byte, room = q->cluster_size - (at & (q->cluster_size - 1)), count = 0;
-    unsigned shift = 62 - (q->h.cluster_bits - 8);
-    struct qcow2_space new = { 0 };
-    int err = at ? qcow2_refcount_get(q, at >> q->h.cluster_bits, &count) : 0;
-
-    if (err) {
-        return err;
-    }
-    if (!count || count >= qcow2_refcount_max(q)) {
-        at = 0;
-    }
-    if (!at || room < p->len) {
-        err = alloc_locked(q, 1, true, &new);
-        if (err) {
-            return err;
-        }
-        if (!at || new.offset != at + room) {
-            at = new.offset;
-            count = 0;                  /* nothing is shared */
-        }
-    }
-    if (at + p->len > 1ull << shift) {
-        err = -EFBIG;                   /* an entry has no room for the place */
-    } else if (count) {
-        err = count_range(q, at >> q->h.cluster_bits, 1, count + 1);
-    }
-    if (err) {
-        if (new.offset) {
-            qcow2_free_later(q, new.offset, 1);
-        }
-        return err;
-    }
-    p->offset = at;
-    q->free_byte = (at + p->len) & (q->cluster_size - 1) ? at + p->len : 0;
-    return 0;
-}
-
-int qcow2_alloc_packed(struct qcow2 *q, struct qcow2_packed *p, uint64_t n)
-{
-    uint64_t i = 0;
-    int err = alloc_allowed(q);
-
-    if (err) {
-        return err;
-    }
-    co_lock(&q->alloc_lock);
-    while (i < n && !(err = pack_one(q, &p[i]))) {
-        i++;
-    }
-    co_unlock(&q->alloc_lock);
-    while (err && i--) {
-        qcow2_free_packed_later(q, &p[i]);
-    }
-    return err;
-}
-
-int qcow2_unalloc(struct qcow2 *q, uint64_t offset, uint64_t clusters)
-{
-    uint64_t c = offset >> q->h.cluster_bits;
-    co_lock(&q->alloc_lock);
-    int err = count_range(q, c, clusters, 0);
-    q->free_hint = BLK_MIN(q->free_hint, c);
-    co_unlock(&q->alloc_lock);
-    return err;
-}
-
-int qcow2_count_shift(struct qcow2 *q, uint64_t offset, uint64_t clusters, bool up)
-{
-    int err = 0;
-
-    co_lock(&q->alloc_lock);
-    for (uint64_t c = offset >> q->h.cluster_bits; !err && clusters--; c++) {
-        struct qcow2_block *b;
-        if (block_of(q, c) >= q->reft_len || !q->reft[block_of(q, c)]) {
-            err = -EIO;
-            break;
-        }
-        if ((err = qcow2_block_get(q, block_of(q, c), &b))) {
-            break;
-        }
-        uint64_t v = qcow2_refcount_at(q, b->data, in_block(q, c));
-        err = !v ? -EIO : up && v == qcow2_refcount_max(q) ? -EINVAL : 0;
-        if (!err) {
-            qcow2_refcount_put(q, b->data, in_block(q, c), up ? v + 1 : v - 1);
-            qcow2_block_dirty(q, b);
-        }
-        qcow2_block_put(b);
-    }
-    co_unlock(&q->alloc_lock);
-    return err;
 }
 
 /* ---- freeing ---------------------------------------------------------------------------------- */
@@ -639,6 +261,9 @@ void qcow2_free_entry_later(struct qcow2 *q, uint64_t entry)
         qcow2_inflated_drop(q, entry);
         qcow2_compressed_span(q, entry, &p.offset, &p.len);
         qcow2_free_packed_later(q, &p);
+    } else if (entry & QCOW2_OFFSET_MASK & (q->cluster_size - 1)) {
+        qcow2_report_corrupt(q, "Cannot free unaligned cluster %#llx",
+                             (unsigned long long)(entry & QCOW2_OFFSET_MASK));
     } else if (entry & QCOW2_OFFSET_MASK) {
         qcow2_free_later(q, entry & QCOW2_OFFSET_MASK, 1);
     }
@@ -649,17 +274,17 @@ static int count_down(struct qcow2 *q, uint64_t c, bool apply, bool *gone)
 {
     struct qcow2_block *b;
     *gone = false;
-    if (block_of(q, c) >= q->reft_len || !q->reft[block_of(q, c)]) {
+    if (qcow2_block_of(q, c) >= q->reft_len || !q->reft[qcow2_block_of(q, c)]) {
         return 0;               /* lost block: nothing to lower */
     }
-    int err = qcow2_block_get(q, block_of(q, c), &b);
+    int err = qcow2_block_get(q, qcow2_block_of(q, c), &b);
     if (err) {
         return err;
     }
-    uint64_t v = qcow2_refcount_at(q, b->data, in_block(q, c));
+    uint64_t v = qcow2_refcount_at(q, b->data, qcow2_in_block(q, c));
     *gone = v == 1;
     if (v && apply) {
-        qcow2_refcount_put(q, b->data, in_block(q, c), v - 1);
+        qcow2_refcount_put(q, b->data, qcow2_in_block(q, c), v - 1);
         qcow2_block_dirty(q, b);
     }
     qcow2_block_put(b);

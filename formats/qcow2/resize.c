@@ -53,22 +53,24 @@ static int l1_arrays_grow(struct qcow2 *q, uint32_t size)
     return 0;
 }
 
-/* Header with a larger L1 table and the new size, in one step. The image is clean. */
-static int grow_header(struct qcow2 *q, uint64_t size, uint32_t l1_size)
+int qcow2_l1_grow(struct qcow2 *q, uint64_t size, uint32_t l1_size)
 {
     struct qcow2_header old = q->h;
     uint64_t have = qcow2_clusters(q, old.l1_size * 8ull), need = qcow2_clusters(q, l1_size * 8ull);
-    struct qcow2_space at = { old.l1_offset, 0, false };
+    struct qcow2_space at = { .offset = old.l1_offset };
     int err = l1_arrays_grow(q, l1_size);
 
-    if (!err && (need > have || !have)) {
+    if (!err && l1_size > old.l1_size) {
+        blk_event(q->file, "l1_grow_alloc_table");
         err = qcow2_alloc(q, need, true, &at);
         err = err ? err : qcow2_meta_add(q, at.offset, need);
         /* The new table's count is durable before the header names it. */
         err = err ? err : qcow2_flush(q);
     }
+    blk_event(q->file, "l1_grow_write_table");
     err = err ? err : l1_write(q, at.offset, l1_size);
     if (!err) {
+        blk_event(q->file, "l1_grow_activate_table");
         q->h.l1_offset = at.offset;
         q->h.l1_size = l1_size;
         q->h.size = size;
@@ -85,24 +87,27 @@ static int grow_header(struct qcow2 *q, uint64_t size, uint32_t l1_size)
     return 0;
 }
 
+int qcow2_used_end(struct qcow2 *q, uint64_t *c)
+{
+    uint64_t count = 0;
+    int err = 0;
+
+    for (*c = qcow2_clusters(q, q->file->size); *c && !err && !count; *c -= !count) {
+        err = qcow2_refcount_get(q, *c - 1, &count);
+    }
+    return err;
+}
+
 int qcow2_cut_file(struct qcow2 *q)
 {
-    uint64_t c = qcow2_clusters(q, q->file->size), count = 0;
-    while (c) {
-        int err = qcow2_refcount_get(q, c - 1, &count);
-        if (err) {
-            return err;
-        }
-        if (count) {
-            break;
-        }
-        c--;
-    }
+    uint64_t c;
+    int err = qcow2_used_end(q, &c);
     uint64_t end = c << q->h.cluster_bits;
-    if (!c || end >= q->file->size) {
-        return 0;
+
+    if (err || !c || end >= q->file->size) {
+        return err;
     }
-    int err = blk_truncate(q->file, end, true, BLK_PREALLOC_OFF, NULL);
+    err = blk_truncate(q->file, end, true, BLK_PREALLOC_OFF, NULL);
     if (!err) {
         q->end_cluster = c;
         q->free_hint = BLK_MIN(q->free_hint, c);
@@ -118,6 +123,51 @@ int qcow2_settle(struct qcow2 *q)
     int err = 0;
     for (int i = 0; i < 4 && !err && !qcow2_clean(q); i++) {
         err = qcow2_flush(q);
+    }
+    return err;
+}
+
+/* Does the block count nothing, but for itself? */
+static int block_is_empty(struct qcow2 *q, uint64_t index, bool *empty)
+{
+    struct qcow2_block *b;
+    uint64_t first = index << q->refblock_bits, self = q->reft[index] >> q->h.cluster_bits;
+    int err = qcow2_block_get(q, index, &b);
+
+    if (err) {
+        return err;
+    }
+    *empty = true;
+    for (uint64_t i = 0; *empty && i < 1ull << q->refblock_bits; i++) {
+        *empty = first + i == self || !qcow2_refcount_at(q, b->data, i);
+    }
+    qcow2_block_put(b);
+    return 0;
+}
+
+int qcow2_drop_empty_blocks(struct qcow2 *q)
+{
+    bool empty = true;
+    int err = 0;
+
+    while (q->reft_len && !err && empty) {
+        uint64_t i = q->reft_len - 1, old = q->reft[i];
+
+        if (!old) {
+            q->reft_len--;
+            continue;
+        }
+        err = block_is_empty(q, i, &empty);
+        if (err || !empty) {
+            break;
+        }
+        err = qcow2_block_move(q, i, 0);
+        err = err ? err : qcow2_settle(q);
+        if (qcow2_block_of(q, old >> q->h.cluster_bits) != i) {
+            qcow2_free_later(q, old, 1);
+        }
+        err = err ? err : qcow2_settle(q);
+        qcow2_cache_drop(q);
     }
     return err;
 }
@@ -145,6 +195,7 @@ static int drop_from(struct qcow2 *q, uint64_t size, uint64_t old)
         }
     }
     err = qcow2_settle(q);
+    err = err ? err : qcow2_drop_empty_blocks(q);
     return err ? err : qcow2_cut_file(q);
 }
 
@@ -189,7 +240,7 @@ static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_
     if (!err && need * 8 > QCOW2_MAX_L1_BYTES) {
         return blk_err_errno(e, EFBIG, "Failed to grow the L1 table");
     }
-    err = err ? err : grow_header(q, size, (uint32_t)BLK_MAX(need, q->h.l1_size));
+    err = err ? err : qcow2_l1_grow(q, size, (uint32_t)BLK_MAX(need, q->h.l1_size));
     if (err) {
         return blk_err_errno(e, -err, "Failed to grow the L1 table");
     }
@@ -201,6 +252,7 @@ static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_
     if (!err && p == BLK_PREALLOC_OFF && q->h.autoclear & QCOW2_AUTO_RAW) {
         p = BLK_PREALLOC_METADATA;      /* all of a raw data file counts */
     }
+    err = err ? err : qcow2_settle(q);          /* where the old L1 table was is free */
     if (!err && p != BLK_PREALLOC_OFF) {
         err = qcow2_preallocate(q, old, size, p, e);
     } else if (!err && qcow2_external(q)) {

@@ -17,7 +17,6 @@ enum {
     /* Extra data: 64-bit VM state size, virtual size, icount. */
     SN_X_VM_STATE = 0, SN_X_SIZE = 8, SN_X_ICOUNT = 16, SN_X_FULL = 24,
 };
-#define SN_EXTRA_MAX 1024u
 
 static int read_text(struct qcow2 *q, uint64_t at, uint32_t len, char **out)
 {
@@ -52,7 +51,7 @@ static int read_extra(struct qcow2 *q, uint64_t at, uint32_t len, struct qcow2_s
 
 /* One record at *at. */
 static int read_record(struct qcow2 *q, uint64_t *at, uint32_t i, struct qcow2_snapshot *s,
-                       struct blk_error *e)
+                       bool salvage, struct blk_error *e)
 {
     uint8_t b[SN_FIXED];
     int err;
@@ -66,18 +65,17 @@ static int read_record(struct qcow2 *q, uint64_t *at, uint32_t i, struct qcow2_s
         return blk_err_errno(e, -err, "Could not read snapshot table entry %u", i);
     }
     uint32_t id_len = be16(b + SN_ID_LEN), name_len = be16(b + SN_NAME_LEN);
-    uint32_t extra = be32(b + SN_EXTRA_LEN);
+    uint32_t extra = s->extra = be32(b + SN_EXTRA_LEN);
     s->l1_offset = be64(b + SN_L1_OFFSET);
     s->l1_size = be32(b + SN_L1_SIZE);
     s->date_sec = be32(b + SN_DATE_SEC);
     s->date_nsec = be32(b + SN_DATE_NSEC);
     s->vm_clock = be64(b + SN_VM_CLOCK);
     s->vm_state_size = be32(b + SN_VM_STATE);
-    if (extra > SN_EXTRA_MAX) {
-        return blk_err(e, EFBIG, "Snapshot table entry %u has %u bytes of extra data", i, extra);
-    }
-    if (q->h.version >= 3 && extra < SN_X_ICOUNT) {
-        return blk_err(e, EINVAL, "Snapshot table entry %u lacks the 64-bit sizes", i);
+    if (extra > QCOW2_MAX_SNAPEXTRA && !salvage) {
+        blk_err(e, EFBIG, "Too much extra metadata in snapshot table entry %u", i);
+        blk_error_hint(e, "You can force-remove this extra metadata with qemu-img check -r all");
+        return -EFBIG;
     }
     s->at = *at;
     *at += SN_FIXED;
@@ -92,35 +90,109 @@ static int read_record(struct qcow2 *q, uint64_t *at, uint32_t i, struct qcow2_s
     return 0;
 }
 
+static void free_records(struct qcow2_snapshot *s, uint32_t count)
+{
+    for (uint32_t i = 0; s && i < count; i++) {
+        free(s[i].id);
+        free(s[i].name);
+    }
+    free(s);
+}
+
+int qcow2_snapshots_over(struct blk_error *e, const char *what, uint32_t over)
+{
+    blk_err(e, EFBIG, "%s", what);
+    blk_error_hint(e, "You can force-remove all %u overhanging snapshots with qemu-img check -r all",
+                   over);
+    return -EFBIG;
+}
+
+/* count records, or with salvage as many of them as the table may hold: *have. */
+static int read_records(struct qcow2 *q, struct qcow2_snapshot *s, uint32_t count, bool salvage,
+                        uint32_t *have, uint64_t *bytes, struct blk_error *e)
+{
+    uint64_t at = q->h.snap_offset;
+    int err = 0;
+
+    *have = 0;
+    *bytes = 0;
+    while (!err && *have < count) {
+        err = read_record(q, &at, *have, &s[*have], salvage, e);
+        if (!err && at - q->h.snap_offset > QCOW2_MAX_SNAPTABLE_BYTES) {
+            return salvage ? 0 : qcow2_snapshots_over(e, "Snapshot table is too big", count - *have);
+        }
+        if (!err) {
+            *bytes = at - q->h.snap_offset;
+            ++*have;
+        }
+    }
+    return err;
+}
+
+static int read_table(struct qcow2 *q, bool salvage, struct qcow2_snapshot **out, uint32_t *have,
+                      uint64_t *bytes, struct blk_error *e)
+{
+    uint32_t count = q->h.nb_snapshots;
+
+    if (count > QCOW2_MAX_SNAPSHOTS && !salvage) {
+        return qcow2_snapshots_over(e, "snapshot table too large", count - QCOW2_MAX_SNAPSHOTS);
+    }
+    count = BLK_MIN(count, QCOW2_MAX_SNAPSHOTS);
+    if (count && q->h.snap_offset >= q->file->size) {
+        return blk_err(e, EINVAL, "Snapshot table offset invalid");
+    }
+    struct qcow2_snapshot *s = calloc(count + 1u, sizeof(*s));
+    int err = s ? read_records(q, s, count, salvage, have, bytes, e)
+                : blk_err(e, ENOMEM, "Cannot allocate memory");
+    if (err) {
+        free_records(s, count);
+        return err;
+    }
+    if (*have < count) {                /* one was read that is not kept */
+        free(s[*have].id);
+        free(s[*have].name);
+    }
+    *out = s;
+    return 0;
+}
+
 int qcow2_snapshots_read(struct qcow2 *q, struct qcow2_snapshot **out, uint64_t *bytes,
                          struct blk_error *e)
 {
-    struct qcow2_snapshot *s = calloc(q->h.nb_snapshots + 1u, sizeof(*s));
-    uint64_t at = q->h.snap_offset;
-    int err = s ? 0 : blk_err(e, ENOMEM, "Cannot allocate memory");
+    uint32_t have;
 
-    for (uint32_t i = 0; !err && i < q->h.nb_snapshots; i++) {
-        err = read_record(q, &at, i, &s[i], e);
-        if (!err && at - q->h.snap_offset > QCOW2_MAX_SNAPTABLE_BYTES) {
-            err = blk_err(e, EFBIG, "Snapshot table is too large");
-        }
+    return read_table(q, false, out, &have, bytes, e);
+}
+
+int qcow2_snapshots_salvage(struct qcow2 *q, struct qcow2_snapshot **out, uint32_t *count,
+                            uint64_t *bytes, struct blk_error *e)
+{
+    return read_table(q, true, out, count, bytes, e);
+}
+
+int qcow2_snapshots_usable(struct qcow2 *q, struct blk_error *e)
+{
+    struct qcow2_snapshot *s;
+    struct blk_error why = BLK_ERROR_INIT;
+    uint64_t bytes;
+
+    if (!q->h.nb_snapshots || q->n->oflags & BLK_O_CHECK) {
+        return 0;
     }
-    if (err) {
-        qcow2_snapshots_free(q, s);
+    int err = qcow2_snapshots_read(q, &s, &bytes, &why);
+    if (err == -EFBIG) {
+        *e = why;
         return err;
     }
-    *bytes = at - q->h.snap_offset;
-    *out = s;
+    if (!err) {
+        qcow2_snapshots_free(q, s);
+    }
     return 0;
 }
 
 void qcow2_snapshots_free(struct qcow2 *q, struct qcow2_snapshot *s)
 {
-    for (uint32_t i = 0; s && i < q->h.nb_snapshots; i++) {
-        free(s[i].id);
-        free(s[i].name);
-    }
-    free(s);
+    free_records(s, q->h.nb_snapshots);
 }
 
 /* Names are bytes, not text: jansson is not to check them. */

@@ -9,8 +9,8 @@
  *    and the new snapshot table, durable; then the header, which names the table.
  *  - Delete: the new snapshot table, durable; the header; only then counts go down.
  *  - Apply: counts of what the snapshot holds go up, durable; a new active L1 table,
- *    durable; the header, which switches to it and to the snapshot's size; only then
- *    the counts of what was active go down.
+ *    durable; the header, which switches to it and to the snapshot's size (the same once
+ *    more, back to the old place); only then the counts of what was active go down.
  * So a crash leaves clusters that are counted too often, never too seldom.
  *
  * Invariants
@@ -45,7 +45,8 @@ struct tree {
 typedef int tree_fn(struct qcow2 *q, uint64_t offset, uint64_t clusters, uint64_t entry,
                     void *arg);
 
-static int walk_entry(struct qcow2 *q, uint64_t entry, tree_fn *fn, void *arg)
+static int walk_entry(struct qcow2 *q, uint64_t entry, uint64_t table, unsigned k, tree_fn *fn,
+                      void *arg)
 {
     uint64_t off = entry & QCOW2_OFFSET_MASK, len;
 
@@ -55,8 +56,9 @@ static int walk_entry(struct qcow2 *q, uint64_t entry, tree_fn *fn, void *arg)
         return fn(q, first << q->h.cluster_bits, last - first + 1, entry, arg);
     }
     if (off & (q->cluster_size - 1)) {
-        return qcow2_mark_corrupt(q, "Data cluster offset %#llx unaligned in an L2 table",
-                                  (unsigned long long)off);
+        return qcow2_mark_corrupt(q, "Cluster allocation offset %#llx unaligned (L2 offset: %#llx, "
+                                  "L2 index: %#x)", (unsigned long long)off,
+                                  (unsigned long long)table, k);
     }
     return off ? fn(q, off, 1, entry, arg) : 0;
 }
@@ -79,7 +81,7 @@ static int walk(struct qcow2 *q, const struct tree *t, tree_fn *fn, void *arg)
         err = co_read(q->file, off, table, q->cluster_size);
         err = err ? err : fn(q, off, 1, 0, arg);
         for (unsigned k = 0; !err && k < 1u << q->l2_bits; k++) {
-            err = walk_entry(q, qcow2_entry_get(q, table, k), fn, arg);
+            err = walk_entry(q, qcow2_entry_get(q, table, k), off, k, fn, arg);
         }
     }
     blk_buf_free(table);
@@ -222,6 +224,7 @@ static void drop_table(struct qcow2 *q, const struct qcow2_space *at)
 {
     if (at->clusters && !q->corrupt) {
         qcow2_meta_del(q, at->offset, at->clusters);
+        co_discard(q->file, at->offset, at->clusters << q->h.cluster_bits);
         qcow2_unalloc(q, at->offset, at->clusters);
         qcow2_settle(q);
     }
@@ -277,26 +280,38 @@ static void table_free(struct qcow2 *q, struct table *t, uint32_t count)
     blk_buf_free(t->raw);
 }
 
+static int raw_read(struct qcow2 *q, struct table *t)
+{
+    t->raw = blk_buf_alloc(t->bytes + 1024);
+    int err = t->raw ? 0 : -ENOMEM;
+    return err || !t->bytes ? err : co_read(q->file, q->h.snap_offset, t->raw, t->bytes);
+}
+
 static int table_read(struct qcow2 *q, struct table *t, struct blk_error *e)
 {
     *t = (struct table){ 0 };
     int err = qcow2_snapshots_read(q, &t->s, &t->bytes, e);
-    if (err) {
-        return err;
-    }
-    t->raw = blk_buf_alloc(t->bytes + 1024);
-    err = t->raw ? 0 : -ENOMEM;
-    return err || !t->bytes ? err : co_read(q->file, q->h.snap_offset, t->raw, t->bytes);
+    return err ? err : raw_read(q, t);
 }
 
-/* Write bytes of buf as the table of count snapshots and make the header say so; frees
- * the old table's place later. */
-static int table_switch(struct qcow2 *q, const struct table *t, const uint8_t *buf,
-                        uint64_t bytes, uint32_t count)
+/* Bytes of a table: only what a record follows is padded. */
+static uint64_t table_bytes(const uint8_t *b, uint32_t count)
+{
+    uint64_t end = 0;
+    while (count--) {
+        const uint8_t *r = b + (end = blk_align_up(end, 8));
+        end += SN_RECORD_FIXED + (uint64_t)be32(r + 36) + be16(r + 12) + be16(r + 14);
+    }
+    return end;
+}
+
+/* Write buf as the table of count snapshots and make the header say so; frees the old
+ * table's place later. */
+static int table_switch(struct qcow2 *q, const struct table *t, const uint8_t *buf, uint32_t count)
 {
     struct qcow2_header old = q->h;
-    struct qcow2_space at;
-    int err = put_table(q, buf, bytes, &at);
+    struct qcow2_space at = { 0 };
+    int err = put_table(q, buf, table_bytes(buf, count), &at);
 
     if (!err) {
         q->h.snap_offset = at.offset;
@@ -323,9 +338,8 @@ static uint64_t next_id(const struct table *t, uint32_t count)
     return max + 1;
 }
 
-/* Returns the length: a multiple of 8. */
-static uint64_t record_make(struct qcow2 *q, uint8_t *b, uint64_t id, const char *name,
-                            uint64_t l1_offset)
+static void record_make(struct qcow2 *q, uint8_t *b, uint64_t id, const char *name,
+                        uint64_t l1_offset)
 {
     char text[24];
     size_t id_len = (size_t)snprintf(text, sizeof(text), "%llu", (unsigned long long)id);
@@ -345,7 +359,64 @@ static uint64_t record_make(struct qcow2 *q, uint8_t *b, uint64_t id, const char
     put_be64(b + SN_RECORD_FIXED + 8, q->h.size);
     memcpy(b + SN_RECORD_FIXED + SN_RECORD_EXTRA, text, id_len);
     memcpy(b + SN_RECORD_FIXED + SN_RECORD_EXTRA + id_len, name, name_len);
+}
+
+/* ---- mending ----------------------------------------------------------------------------------- */
+
+/* s, its record in the file at raw, as it should be. Returns the length: a multiple of 8. */
+static uint64_t record_mend(uint8_t *b, const uint8_t *raw, const struct qcow2_snapshot *s)
+{
+    uint32_t kept = BLK_MIN(s->extra, QCOW2_MAX_SNAPEXTRA), extra = BLK_MAX(kept, SN_RECORD_EXTRA);
+    uint64_t names = (uint64_t)be16(raw + 12) + be16(raw + 14);
+    uint64_t used = SN_RECORD_FIXED + extra + names, len = blk_align_up(used, 8);
+
+    memcpy(b, raw, SN_RECORD_FIXED);
+    put_be32(b + 32, s->vm_state_size <= UINT32_MAX ? (uint32_t)s->vm_state_size : 0);
+    put_be32(b + 36, extra);
+    memcpy(b + SN_RECORD_FIXED, raw + SN_RECORD_FIXED, kept);
+    put_be64(b + SN_RECORD_FIXED, s->vm_state_size);
+    put_be64(b + SN_RECORD_FIXED + 8, s->size);
+    put_be64(b + SN_RECORD_FIXED + 16, s->icount);
+    memcpy(b + SN_RECORD_FIXED + extra, raw + SN_RECORD_FIXED + s->extra, names);
+    memset(b + used, 0, len - used);
     return len;
+}
+
+static bool is_whole(const struct qcow2 *q, const struct qcow2_snapshot *s)
+{
+    return s->extra <= QCOW2_MAX_SNAPEXTRA && (q->h.version < 3 || s->extra >= QCOW2_MIN_SNAPEXTRA);
+}
+
+int qcow2_snapshots_mend(struct qcow2 *q, struct blk_error *e)
+{
+    struct table t = { 0 };
+    uint32_t count = 0;
+    uint8_t *buf = NULL;
+    uint64_t len = 0;
+    bool same = true;
+    int err = q->corrupt ? -EIO : qcow2_settle(q);
+
+    err = err ? err : qcow2_snapshots_salvage(q, &t.s, &count, &t.bytes, e);
+    err = err ? err : raw_read(q, &t);
+    if (!err) {
+        buf = blk_buf_alloc(t.bytes + count * (SN_RECORD_EXTRA + 8ull) + 8);
+        err = buf ? 0 : -ENOMEM;
+    }
+    for (uint32_t i = 0; !err && i < count; i++) {
+        same = same && is_whole(q, &t.s[i]);
+        len += record_mend(buf + len, t.raw + (t.s[i].at - q->h.snap_offset), &t.s[i]);
+    }
+    if (!err && same) {                 /* there are too many, that is all */
+        q->h.nb_snapshots = count;
+        err = qcow2_header_update(q);
+    } else if (!err) {
+        qcow2_cache_drop(q);
+        err = table_switch(q, &t, buf, count);
+        err = err ? err : qcow2_settle(q);
+    }
+    blk_buf_free(buf);
+    table_free(q, &t, count);
+    return err ? blk_err_errno(e, -err, "Could not write the snapshot table") : 0;
 }
 
 /* ---- create --------------------------------------------------------------------------------- */
@@ -371,8 +442,8 @@ static int create(struct qcow2 *q, struct table *t, const char *name, struct blk
     err = err ? err : qcow2_settle(q);
     err = err ? err : put_table(q, copy, q->h.l1_size * 8ull, &l1);
     if (!err) {
-        uint64_t len = record_make(q, t->raw + t->bytes, next_id(t, count), name, l1.offset);
-        err = table_switch(q, t, t->raw, t->bytes + len, count + 1);
+        record_make(q, t->raw + t->bytes, next_id(t, count), name, l1.offset);
+        err = table_switch(q, t, t->raw, count + 1);
     }
     blk_buf_free(copy);
     if (err) {
@@ -424,7 +495,7 @@ static int delete(struct qcow2 *q, struct table *t, uint32_t i, struct blk_error
         return err;
     }
     memmove(t->raw + at, t->raw + at + s.len, t->bytes - at - s.len);
-    err = table_switch(q, t, t->raw, t->bytes - s.len, q->h.nb_snapshots - 1);
+    err = table_switch(q, t, t->raw, q->h.nb_snapshots - 1);
     if (!err) {
         struct tree old = { l1, s.l1_size };
         free_table(q, s.l1_offset, s.l1_size * 8ull);
@@ -469,36 +540,68 @@ static int check_apply(struct qcow2 *q, const struct qcow2_snapshot *s, struct b
     return 0;
 }
 
+/* The header names the L1 table there, of size entries; disk: the virtual size with it. */
+static int name_l1(struct qcow2 *q, const struct qcow2_space *at, uint32_t size, uint64_t disk)
+{
+    struct qcow2_header old = q->h;
+
+    q->h.l1_offset = at->offset;
+    q->h.l1_size = size;
+    q->h.size = disk;
+    return header_switch(q, &old);
+}
+
+/* The file ends where it did, unless a refcount block has come to lie behind that. */
+static void cut_back(struct qcow2 *q, uint64_t end)
+{
+    uint64_t used;
+
+    if (!qcow2_used_end(q, &used) && BLK_MAX(end, used << q->h.cluster_bits) < q->file->size) {
+        blk_truncate(q->file, BLK_MAX(end, used << q->h.cluster_bits), true, BLK_PREALLOC_OFF,
+                     NULL);
+    }
+}
+
+/* The snapshot's L1 table becomes the active one, at a new place first.  If it fits it then
+ * moves to where the active one was, as that is where QEMU writes it; its first place is as it
+ * was before. */
 static int switch_l1(struct qcow2 *q, const struct qcow2_snapshot *s, const uint64_t *l1)
 {
-    uint64_t per_l2 = (uint64_t)q->cluster_size << q->l2_bits;
+    uint64_t per_l2 = (uint64_t)q->cluster_size << q->l2_bits, end = q->file->size;
     uint64_t need = s->size / per_l2 + !!(s->size % per_l2);
     uint32_t size = (uint32_t)BLK_MAX(BLK_MAX(need, (uint64_t)s->l1_size),
                                       (uint64_t)q->h.l1_size);
-    struct qcow2_header old = q->h;
-    struct qcow2_space at = { 0 };
+    struct qcow2_space at = { 0 }, was = { .offset = q->h.l1_offset,
+                                           .clusters = qcow2_clusters(q, q->h.l1_size * 8ull) };
+    bool back = size == q->h.l1_size && was.clusters;
     uint8_t *buf = encode_l1(l1, s->l1_size, size);
     int err = buf ? put_table(q, buf, size * 8ull, &at) : -ENOMEM;
 
-    blk_buf_free(buf);
-    if (!err) {
-        q->h.l1_offset = at.offset;
-        q->h.l1_size = size;
-        q->h.size = s->size;
-        old.reft_offset = q->h.reft_offset;     /* put_table() may have moved it */
-        old.reft_clusters = q->h.reft_clusters;
-        err = header_switch(q, &old);
-    }
+    err = err ? err : name_l1(q, &at, size, s->size);
     if (err) {
         drop_table(q, &at);
+        blk_buf_free(buf);
+        return err;
     }
-    return err;
+    /* It is the active one now; going back may fail. */
+    back = back && !co_write(q->file, was.offset, buf, size * 8ull, 0) && !co_flush(q->file) &&
+           !name_l1(q, &was, size, s->size);
+    if (back) {
+        drop_table(q, &at);
+    } else {
+        free_table(q, was.offset, was.clusters << q->h.cluster_bits);
+    }
+    if (back && at.offset >= end) {
+        cut_back(q, end);
+    }
+    blk_buf_free(buf);
+    return 0;
 }
 
 static int apply(struct qcow2 *q, const struct qcow2_snapshot *s, struct blk_error *e)
 {
     struct counting c = { 0 };
-    uint64_t *l1, was_offset = q->h.l1_offset;
+    uint64_t *l1;
     uint32_t was_len = q->h.l1_size;
     uint64_t *was = malloc(was_len * 8ull + 8);
     int err = check_apply(q, s, e);
@@ -517,7 +620,6 @@ static int apply(struct qcow2 *q, const struct qcow2_snapshot *s, struct blk_err
         undo(q, &new, &c);
     } else {
         err = reload(q, e);
-        free_table(q, was_offset, was_len * 8ull);
         err = err ? err : free_tree(q, &old);
         err = err ? err : fix_copied(q);
         err = err ? err : qcow2_settle(q);

@@ -86,29 +86,20 @@ static bool reusable(const struct qcow2 *q, uint64_t e)
 
 int qcow2_entry_check(struct qcow2 *q, uint64_t e, uint64_t map, uint64_t guest)
 {
+    uint64_t host = e & QCOW2_OFFSET_MASK;
     unsigned run;
-    if (qcow2_external(q) && !qcow2_external_sane(q, e, guest)) {
-        return qcow2_external_bad(q, e, guest);
-    }
-    if (qcow2_sub_type(q, e, map, 0, &run) == QCOW2_INVALID) {
-        return qcow2_mark_corrupt(q, "Invalid subcluster bitmap %#llx of L2 entry %#llx (guest "
-                                  "offset: %#llx)", (unsigned long long)map,
-                                  (unsigned long long)e, (unsigned long long)guest);
+    if ((qcow2_external(q) && !qcow2_external_sane(q, e, guest)) ||
+        qcow2_sub_type(q, e, map, 0, &run) == QCOW2_INVALID) {
+        return qcow2_entry_bad(q, e, map, guest, true);
     }
     if (e & QCOW2_COMPRESSED) {
         return 0;
     }
-    if (e & (QCOW2_L2_RESERVED | (QCOW2_OFFSET_MASK & (q->cluster_size - 1)) |
-             (q->h.version < 3 ? QCOW2_ZERO : 0))) {
-        return qcow2_mark_corrupt(q, "Cluster allocation offset %#llx unaligned or with reserved "
-                                  "bits (guest offset: %#llx)", (unsigned long long)e,
-                                  (unsigned long long)guest);
+    if (host & (q->cluster_size - 1) || (q->h.version < 3 && e & QCOW2_ZERO)) {
+        return qcow2_entry_bad(q, e, map, guest, true);
     }
-    if (!qcow2_external(q) && e & QCOW2_COPIED && e & QCOW2_OFFSET_MASK &&
-        qcow2_meta_hit(q, e & QCOW2_OFFSET_MASK)) {
-        return qcow2_mark_corrupt(q, "Preventing invalid write on metadata (guest offset %#llx is "
-                                  "mapped to %#llx)", (unsigned long long)guest,
-                                  (unsigned long long)(e & QCOW2_OFFSET_MASK));
+    if (!qcow2_external(q) && e & QCOW2_COPIED && host && qcow2_meta_hit(q, host)) {
+        return qcow2_write_prevented(q, host, true);
     }
     return 0;
 }
@@ -143,7 +134,7 @@ static int alloc_plan(struct alloc *a, unsigned sc, uint64_t max)
         a->clusters++;
     }
     if (a->in_place) {
-        a->space = (struct qcow2_space){ first & QCOW2_OFFSET_MASK, a->clusters, false };
+        a->space = (struct qcow2_space){ .offset = first & QCOW2_OFFSET_MASK, .clusters = a->clusters };
     }
     return 0;
 }
@@ -152,10 +143,11 @@ static int alloc_plan(struct alloc *a, unsigned sc, uint64_t max)
 static int alloc_place(struct alloc *a)
 {
     if (qcow2_external(a->q)) {
-        a->space = (struct qcow2_space){ a->guest, a->clusters, false };
+        a->space = (struct qcow2_space){ .offset = a->guest, .clusters = a->clusters };
         return 0;
     }
-    return qcow2_alloc(a->q, a->clusters, false, &a->space);
+    /* All of them in one run, as QEMU; where there is only so much space, any of it. */
+    return qcow2_alloc(a->q, a->clusters, a->q->file->can_grow, &a->space);
 }
 
 static void alloc_undo(struct alloc *a)
@@ -216,6 +208,7 @@ static int cow_read_run(struct alloc *a, uint64_t cluster, uint64_t in, uint64_t
     *zero = false;
     switch (type) {
     case QCOW2_NORMAL:
+        blk_event(q->file, "cow_read");
         return co_read(q->data, (e & QCOW2_OFFSET_MASK) + in, buf, len);
     case QCOW2_DEFLATED:
         return qcow2_read_compressed(q, e, in, &iov, 1, 0, len);
@@ -286,11 +279,29 @@ static int cow_prepare(struct alloc *a, uint64_t off, uint64_t len, struct cow *
         err = cow_read(a, end, c->tail, c->buf + c->head, &c->tail_zero);
     }
     /* Space that was never written reads as zeros already. */
-    if (!err && a->space.fresh && c->head_zero) {
-        c->head = 0;
+    if (!err && a->space.fresh && (!c->head || c->head_zero) && (!c->tail || c->tail_zero)) {
+        c->head = c->tail = 0;
     }
-    if (!err && a->space.fresh && c->tail_zero) {
-        c->tail = 0;
+    /* As QEMU: a cluster in use has its space, or the image looks preallocated to a map. */
+    if (!err && !c->head && !c->tail && a->q->data->drv->reserve) {
+        a->q->data->drv->reserve(a->q->data, a->space.offset + a->from, a->to - a->from);
+    }
+    return err;
+}
+
+/* What the storage copies it does between head and tail. */
+static int alloc_copy(struct alloc *a, const struct blk_req *req, uint64_t at, uint64_t pos,
+                      uint64_t len, const struct cow *c)
+{
+    struct qcow2 *q = a->q;
+    const uint8_t *tail = c->buf + (at - a->space.offset - a->from);
+    int err = co_copy(q->data, at, req->from, req->from_offset + pos, len);
+
+    if (!err && c->head) {
+        err = co_write(q->data, at - c->head, c->buf, c->head, 0);
+    }
+    if (!err && c->tail) {
+        err = co_write(q->data, at + len, tail, c->tail, 0);
     }
     return err;
 }
@@ -302,9 +313,15 @@ static int alloc_write(struct alloc *a, const struct blk_req *req, uint64_t off,
     struct qcow2 *q = a->q;
     struct cow c = { 0 };
     int err = cow_prepare(a, off, len, &c), cnt = 0;
-    struct iovec *iov = malloc(sizeof(*iov) * (size_t)(req->iovcnt + 3));
+    struct iovec *iov;
     uint64_t head = off - a->guest - a->from, base = off - a->guest - c.head;
 
+    if (!err && req->op == BLK_COPY) {
+        err = alloc_copy(a, req, a->space.offset + base + c.head, pos, len, &c);
+        blk_buf_free(c.buf);
+        return err;
+    }
+    iov = malloc(sizeof(*iov) * (size_t)(req->iovcnt + 3));
     err = err ? err : iov ? 0 : -ENOMEM;
     if (!err) {
         if (c.head) {
@@ -313,6 +330,10 @@ static int alloc_write(struct alloc *a, const struct blk_req *req, uint64_t off,
         cnt += blk_iov_slice(req->iov, req->iovcnt, pos, len, iov + cnt, req->iovcnt + 1);
         if (c.tail) {
             iov[cnt++] = (struct iovec){ c.buf + head, c.tail };
+        }
+        blk_event(q->file, "write_aio");
+        if (c.head || c.tail) {
+            blk_event(q->file, "cow_write");
         }
         err = co_writev(q->data, a->space.offset + base, iov, cnt, c.head + len + c.tail, 0);
     }
@@ -368,10 +389,27 @@ static struct qcow2_busy alloc_busy(struct qcow2 *q, uint64_t off, uint64_t len)
     return qcow2_busy_range(q, off, end - off);
 }
 
+/* Requests look for places one after the other, in the order in which they came in: the
+ * layout is that of a program that waits for each, and neighbours lie side by side. */
+static void turn_begin(struct qcow2 *q, bool *turn)
+{
+    co_lock(&q->place_lock);
+    *turn = true;
+}
+
+static void turn_end(struct qcow2 *q, bool *turn)
+{
+    if (*turn) {
+        *turn = false;
+        co_unlock(&q->place_lock);
+    }
+}
+
 /* Allocate for the front of [off, off+len): *done bytes of it, 0 when others changed
- * the mapping meanwhile: look again. */
+ * the mapping meanwhile: look again.  Called in the request's turn, which ends when all of
+ * it has its place. */
 static int write_allocating(struct qcow2 *q, const struct blk_req *req, uint64_t off, uint64_t pos,
-                            uint64_t len, uint64_t *done)
+                            uint64_t len, bool *turn, uint64_t *done)
 {
     struct qcow2_busy busy = alloc_busy(q, off, len);
     struct alloc a = { .q = q, .index = qcow2_entry_index(q, off),
@@ -399,6 +437,9 @@ static int write_allocating(struct qcow2 *q, const struct blk_req *req, uint64_t
     a.clusters = a.space.clusters;
     *done = BLK_MIN(len, a.guest + (a.clusters << q->h.cluster_bits) - off);
     alloc_span(&a, off, *done);
+    if (*done == len) {
+        turn_end(q, turn);
+    }
     err = alloc_write(&a, req, off, pos, *done);
     if (!err) {
         alloc_publish(&a);
@@ -445,24 +486,34 @@ static int overwrite_run(struct qcow2 *q, uint64_t off, uint64_t len, uint64_t *
 }
 
 static int write_piece(struct qcow2 *q, struct blk_parts *parts, const struct blk_req *req,
-                       uint64_t off, uint64_t pos, uint64_t len, uint64_t *done)
+                       uint64_t off, uint64_t pos, uint64_t len, bool *turn, uint64_t *done)
 {
     uint64_t host = 0, run;
     int err = overwrite_run(q, off, len, &host, &run);
 
+    /* Out of turn, so that L2 tables for many requests are read side by side. */
+    if (!err && !run && !*turn) {
+        turn_begin(q, turn);
+        err = overwrite_run(q, off, len, &host, &run);
+    }
     *done = 0;
     if (err) {
         return err;
     }
     if (!run) {
-        return write_allocating(q, req, off, pos, len, done);
+        return write_allocating(q, req, off, pos, len, turn, done);
     }
+    turn_end(q, turn);
     struct qcow2_busy b = qcow2_busy_range(q, off, run);
     if (qcow2_busy_hit(q, b.first, b.end)) {
         co_wait_on(&q->busy_q);         /* its mapping may be changing: look again */
         return 0;
     }
     *done = run;
+    blk_event(q->file, "write_aio");
+    if (req->op == BLK_COPY) {
+        return blk_parts_copy(parts, q->data, host, req->from, req->from_offset + pos, run);
+    }
     return blk_parts_add(parts, q->data, BLK_WRITE, host, pos, run);
 }
 
@@ -471,6 +522,7 @@ int qcow2_write_plain(struct blk_req *req)
     struct qcow2 *q = req->node->state;
     struct blk_parts *parts = blk_parts_new(req->iov, req->iovcnt);
     uint64_t pos = 0;
+    bool turn = false;
     int err = parts ? 0 : -ENOMEM;
 
     if (q->corrupt) {
@@ -480,13 +532,21 @@ int qcow2_write_plain(struct blk_req *req)
         uint64_t done = 0;
         err = blk_parts_room(parts);
         if (!err) {
-            err = write_piece(q, parts, req, req->offset + pos, pos, req->length - pos, &done);
+            err = write_piece(q, parts, req, req->offset + pos, pos, req->length - pos, &turn,
+                              &done);
         }
         pos += done;
     }
+    turn_end(q, &turn);
     int end = blk_parts_end(parts);
     err = err ? err : end;
     return err ? err : qcow2_flush_if_much(q);
+}
+
+bool qcow2_can_copy(const struct blk_node *n, const struct blk_node *from)
+{
+    const struct qcow2 *q = n->state;
+    return q->data && !q->crypt && blk_can_copy(q->data, from);
 }
 
 int qcow2_write_fiber(struct blk_req *req)
@@ -526,26 +586,15 @@ static int map_run(struct qcow2 *q, uint64_t guest, uint64_t clusters, uint64_t 
     return err ? err : qcow2_flush_if_much(q);
 }
 
-int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
-                      struct blk_error *e)
+int qcow2_map_range(struct qcow2 *q, uint64_t from, uint64_t to, uint64_t *host_end)
 {
-    uint64_t host_end = 0, first = blk_align_up(from, q->cluster_size);
-    /* The last cluster so far may hold something: written to as usual. */
-    int err = first > from ? qcow2_write_zeros(q, from, BLK_MIN(first, to)) : 0;
+    int err = 0;
 
-    for (uint64_t at = first; !err && at < to;) {
+    *host_end = 0;
+    for (uint64_t at = from; !err && at < to;) {
         uint64_t done = 0;
-        err = map_run(q, at, qcow2_clusters(q, to - at), &done, &host_end);
+        err = map_run(q, at, qcow2_clusters(q, to - at), &done, host_end);
         at += done << q->h.cluster_bits;
-    }
-    if (!err && qcow2_external(q)) {
-        err = qcow2_data_resize(q, blk_align_up(to, q->cluster_size), p, e);
-    } else if (!err && host_end > q->data->size) {
-        err = blk_truncate(q->data, host_end, false,
-                           p == BLK_PREALLOC_METADATA ? BLK_PREALLOC_OFF : p, e);
-    }
-    if (err) {
-        blk_err_errno(e, -err, "Could not preallocate clusters");
     }
     return err;
 }

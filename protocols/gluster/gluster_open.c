@@ -18,12 +18,14 @@
 #define GLUSTER_ZERO_MAX     (64u << 20)
 #define GLUSTER_DISCARD_MAX  (1u << 30)
 #define GLUSTER_DIRECT_ALIGN 4096u
+#define GLUSTER_SECTOR       512u   /* QEMU cannot read what follows a file's last whole one */
 
 /* ---- open ---------------------------------------------------------------------------- */
 
 static void gluster_limits(struct blk_node *n, const struct stat *st)
 {
-    uint32_t align = n->oflags & BLK_O_DIRECT ? GLUSTER_DIRECT_ALIGN : 1;
+    uint32_t align = n->oflags & BLK_O_DIRECT ? GLUSTER_DIRECT_ALIGN
+                   : n->oflags & BLK_O_RDWR ? GLUSTER_SECTOR : 1;
 
     n->size = (uint64_t)st->st_size;
     n->limits = (struct blk_limits){

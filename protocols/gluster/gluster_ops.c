@@ -80,12 +80,7 @@ int gluster_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_st
             end = BLK_MIN(end, g->extent.end);
         }
     }
-    st->flags = BLK_ST_ALLOCATED | BLK_ST_OFFSET | (data ? BLK_ST_DATA : BLK_ST_ZERO);
-    if (end >= n->size)
-        st->flags |= BLK_ST_EOF;
-    st->length = end - off;
-    st->host = n;
-    st->host_offset = off;
+    blk_status_at(st, n, off, end - off, data ? BLK_ST_DATA : BLK_ST_ZERO);
     return 0;
 }
 

@@ -34,20 +34,15 @@ static pthread_cond_t volumes_changed = PTHREAD_COND_INITIALIZER;
 static struct gluster_volume *volumes;
 
 /* Signals are for the threads that expect them. 0 or -errno. */
-static int thread_start(void *(*fn)(void *arg), void *arg)
+static int thread_start(pthread_t *t, void *(*fn)(void *arg), void *arg)
 {
-    pthread_attr_t attr;
     sigset_t all, old;
-    pthread_t t;
     int r;
 
-    pthread_attr_init(&attr);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    r = pthread_create(&t, &attr, fn, arg);
+    r = pthread_create(t, NULL, fn, arg);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    pthread_attr_destroy(&attr);
     return -r;
 }
 
@@ -100,8 +95,11 @@ static int volume_try(const struct gluster_name *name, unsigned first, glfs_t **
     errno = 0;
     r = r ? r : glfs_init(fs);
     if (r) {
+        pthread_t t;
+
         r = gluster_errno(ENOTCONN);
-        thread_start(volume_take_down, fs);
+        if (!thread_start(&t, volume_take_down, fs))
+            pthread_detach(t);
         return r;
     }
     *out = fs;
@@ -200,6 +198,7 @@ struct job {
     int err;
     bool connected;             /* err is of the file, not of the volume */
     atomic_int state;
+    pthread_t thread;
     struct blk_loop *loop;
     struct blk_post post;
     struct blk_timer timer;
@@ -257,6 +256,9 @@ static void job_done(void *arg)
 {
     struct job *j = arg;
 
+    /* A thread that is still ending while the process does makes libcrypto free what it keeps
+     * of the thread twice. */
+    pthread_join(j->thread, NULL);
     blk_timer_cancel(j->loop, &j->timer);
     co_wake(j->co);
 }
@@ -266,10 +268,12 @@ static void job_late(void *arg)
     struct job *j = arg;
     struct co *co = j->co;      /* abandoned, j is the thread's, which may free it */
     bool *late = j->late;
+    pthread_t thread = j->thread;
     int running = JOB_RUNNING;
 
     if (atomic_compare_exchange_strong(&j->state, &running, JOB_ABANDONED)) {
         *late = true;
+        pthread_detach(thread);
         co_wake(co);
     }
 }
@@ -307,7 +311,7 @@ int gluster_job(struct blk_loop *l, const struct gluster_name *name, enum gluste
     j->co = co_self();
     j->post = (struct blk_post){ .fn = job_done, .arg = j };
     j->timer = (struct blk_timer){ .fn = job_late, .arg = j };
-    r = r ? r : thread_start(job_thread, j);
+    r = r ? r : thread_start(&j->thread, job_thread, j);
     if (r) {
         job_free(j);
         return blk_err_errno(e, -r, "Could not open '%s'", name->path);

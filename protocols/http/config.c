@@ -130,7 +130,7 @@ int http_config_get(struct http_config *c, const char *scheme, struct blk_opts *
     const char *url = blk_opts_get(o, "url"), *name = blk_opts_get(o, "filename");
     const char *bundle = getenv("CURL_CA_BUNDLE") ? getenv("CURL_CA_BUNDLE")
                                                   : getenv("SSL_CERT_FILE");
-    *c = (struct http_config){ .sslverify = true };
+    *c = (struct http_config){ .sslverify = true, .ftp = !strncmp(scheme, "ftp", 3) };
     if (!url && !name)
         return blk_err(e, EINVAL, "curl block driver requires an 'url' option");
     int r = config_url(c, scheme, url ? url : name, e);

@@ -163,6 +163,23 @@ static void header_range(struct http_fetch *f, const char *value)
     }
 }
 
+/* FTP: "213 19991231235959" to MDTM, which libcurl reads, then "213 4096" to SIZE. */
+static size_t reply_cb(char *line, size_t size, size_t n, void *arg)
+{
+    struct http_fetch *f = arg;
+    size_t len = size * n;
+    char text[32];
+
+    f->heard_ns = blk_now_ns();
+    f->header_whole = true;
+    snprintf(text, sizeof(text), "%.*s", (int)BLK_MIN(len, sizeof(text) - 1), line);
+    if (!strncmp(text, "213 ", 4)) {
+        f->replies++;
+        f->version.size = strtoull(text + 4, NULL, 10);
+    }
+    return len;
+}
+
 static size_t header_cb(char *line, size_t size, size_t n, void *arg)
 {
     struct http_fetch *f = arg;
@@ -201,8 +218,19 @@ static int note_change(struct http_fetch *f)
     return refuse(f, -EIO, "the file has changed on the server");
 }
 
-/* Before the first byte of an answer is taken: is it what was asked for?  0 if not. */
-static int judge(struct http_fetch *f)
+static int judge_ftp(struct http_fetch *f)
+{
+    curl_off_t when = -1;
+
+    curl_easy_getinfo(f->easy, CURLINFO_FILETIME_T, &when);
+    if (when >= 0)
+        snprintf(f->version.modified, HTTP_TAG_MAX, "%lld", (long long)when);
+    if (f->replies > (when >= 0))
+        return 1;
+    return refuse(f, -ENOTSUP, "Server didn't report file size.");
+}
+
+static int judge_http(struct http_fetch *f)
 {
     struct http_disk *d = f->d;
     long status = 0;
@@ -216,6 +244,16 @@ static int judge(struct http_fetch *f)
         return refuse(f, -ENOTSUP, "Server does not support 'range' (byte ranges).");
     if (f->range_start != f->start + f->got)
         return refuse(f, -EPROTO, "the server sends another range than it was asked for");
+    return 1;
+}
+
+/* Before the first byte of an answer is taken: is it what was asked for?  0 if not. */
+static int judge(struct http_fetch *f)
+{
+    struct http_disk *d = f->d;
+
+    if (!(d->cfg.ftp ? judge_ftp(f) : judge_http(f)))
+        return 0;
     if (d->known && (f->version.size != d->version.size ||
                      !same_tag(f->version.etag, d->version.etag) ||
                      !same_tag(f->version.modified, d->version.modified)))
@@ -262,15 +300,17 @@ static CURL *easy_new(struct http_disk *d)
     OPT(FAILONERROR, 1l);
     OPT(FOLLOWLOCATION, 1l);
     OPT(MAXREDIRS, (long)HTTP_REDIRECTS_MAX);
-    OPT(PROTOCOLS_STR, "http,https");
+    OPT(PROTOCOLS_STR, c->ftp ? "ftp,ftps" : "http,https");
     OPT(REDIR_PROTOCOLS_STR, "http,https");
+    OPT(FILETIME, (long)c->ftp);
+    OPT(HTTPPROXYTUNNEL, (long)c->ftp);     /* FTP it is behind a proxy, too */
     OPT(CONNECTTIMEOUT, (long)(d->net.timeout_ns / 1000000000u));
     OPT(QUICK_EXIT, 1l);                    /* close() does not wait for the name server */
     OPT(SSL_VERIFYPEER, (long)c->sslverify);
     OPT(SSL_VERIFYHOST, c->sslverify ? 2l : 0l);
     OPT(USERAGENT, "platter/" PLATTER_VERSION);
     OPT(WRITEFUNCTION, write_cb);
-    OPT(HEADERFUNCTION, header_cb);
+    OPT(HEADERFUNCTION, c->ftp ? reply_cb : header_cb);
     OPT(BUFFERSIZE, 256l << 10);
     if (c->cacert)
         OPT(CAINFO, c->cacert);
@@ -324,6 +364,7 @@ static int attempt_start(struct http_disk *d, struct http_fetch *f)
     f->curl_error[0] = f->cause[0] = 0;
     f->err = 0;
     f->judged = f->header_whole = false;
+    f->replies = 0;
     f->attempt_got = 0;
     f->heard_ns = blk_now_ns();
     if (!easy_set_fetch(f, h) || curl_multi_add_handle(d->multi, h) != CURLM_OK) {
@@ -444,11 +485,28 @@ static enum verdict judge_status(struct http_fetch *f, long status)
     return FAILED;
 }
 
+/* FTP's last reply: 4xx asks to try it again. */
+static enum verdict judge_reply(struct http_fetch *f, CURLcode code, long reply)
+{
+    struct http_disk *d = f->d;
+
+    if (code == CURLE_BAD_DOWNLOAD_RESUME && d->known)
+        note_change(f);
+    else if (reply / 100 == 4 && !d->opening)
+        return LATER;
+    else
+        f->err = code == CURLE_REMOTE_FILE_NOT_FOUND ? -ENOENT :
+                 code == CURLE_LOGIN_DENIED || code == CURLE_REMOTE_ACCESS_DENIED ? -EACCES : -EIO;
+    return FAILED;
+}
+
 /* An empty file has no ranges. */
 static bool is_empty(const struct http_fetch *f, long status)
 {
     curl_off_t len = -1;
 
+    if (f->d->cfg.ftp)
+        return false;
     curl_easy_getinfo(f->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &len);
     return (f->unsatisfied && !f->version.size) || (status == 200 && !len);
 }
@@ -461,6 +519,8 @@ static enum verdict judge_end(struct http_fetch *f, CURLcode code, long status)
         f->length = 0;
         return FINISHED;
     }
+    if (f->judged && f->got == f->length)
+        return FINISHED;                    /* FTP's last word may be missing */
     switch (code) {
     case CURLE_OK:
         if (!f->header_whole)
@@ -484,7 +544,7 @@ static enum verdict judge_end(struct http_fetch *f, CURLcode code, long status)
     case CURLE_HTTP2_STREAM:
         return AWAY;
     default:                                /* certificates, redirects, nonsense */
-        return FAILED;
+        return f->d->cfg.ftp ? judge_reply(f, code, status) : FAILED;
     }
 }
 

@@ -1,6 +1,6 @@
 /*
- * http.c - files on web servers, for reading: http://, https://.  http_int.h tells who
- * does what.
+ * http.c - files on web and FTP servers, for reading: http://, https://, ftp://, ftps://.
+ * http_int.h tells who does what.
  */
 #include "protocols/http/http_int.h"
 
@@ -119,6 +119,8 @@ static int http_length(struct blk_node *n, uint64_t *out)
 
 static const char *const http_schemes[] = { "http", NULL };
 static const char *const https_schemes[] = { "https", NULL };
+static const char *const ftp_schemes[] = { "ftp", NULL };
+static const char *const ftps_schemes[] = { "ftps", NULL };
 
 #define HTTP_DRIVER(driver, list) { \
     .name = driver, \
@@ -130,6 +132,8 @@ static const char *const https_schemes[] = { "https", NULL };
     .length = http_length, \
 }
 
-extern const struct blk_driver blk_http, blk_https;
+extern const struct blk_driver blk_http, blk_https, blk_ftp, blk_ftps;
 const struct blk_driver blk_http = HTTP_DRIVER("http", http_schemes);
 const struct blk_driver blk_https = HTTP_DRIVER("https", https_schemes);
+const struct blk_driver blk_ftp = HTTP_DRIVER("ftp", ftp_schemes);
+const struct blk_driver blk_ftps = HTTP_DRIVER("ftps", ftps_schemes);

@@ -1,5 +1,5 @@
 /*
- * http_int.h - what the files of the HTTP driver share.
+ * http_int.h - what the files of the HTTP driver share; it does FTP, too.
  *
  *   http.c     the driver: open, close, requests
  *   config.c   names, options, credentials
@@ -12,6 +12,7 @@
  *    fail from then on.
  *  - A fetch is in one list: queued, or active with an easy handle of its own.
  *  - libcurl is never called from its callbacks.
+ *  - FTP says size and time (SIZE, MDTM) before each range, and that is the version.
  *  - While the server is away (net.down_since) only the probe, one byte, is sent.
  *
  * All of it runs on the node's owner thread.
@@ -41,7 +42,7 @@
 struct http_config {
     char *url;                              /* without credentials */
     char *user, *password, *proxy_user, *proxy_password, *cookie, *cacert;
-    bool sslverify;
+    bool sslverify, ftp;                    /* ftp: or ftps */
     unsigned readahead, connections;
 };
 
@@ -76,6 +77,7 @@ struct http_fetch {
     struct http_version version;
     uint64_t range_start;
     bool has_range, encoded, judged, unsatisfied, header_whole;
+    unsigned replies;                       /* FTP: of a time or a size */
     struct http_fetch *next, **prev;
 };
 

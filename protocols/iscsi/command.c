@@ -203,6 +203,7 @@ void iscsi_answered(struct iscsi_context *ctx, int status, void *data, void *arg
     if (status == SCSI_STATUS_CANCELLED || status == SCSI_STATUS_ERROR ||
         status == SCSI_STATUS_TIMEOUT) {
         iscsi_session_kill(s, iscsi_get_error(ctx));
+        s->unanswered |= op_changes(op);
         if (op->recovery)
             op_end(lun, op, -ENOTCONN);
         else

@@ -98,6 +98,7 @@ static void iscsi_tick(void *arg)
     for (unsigned i = 0; i < lun->cfg.sessions; i++)
         iscsi_session_tick(&lun->s[i], now);
     iscsi_wake_delayed(lun, now);
+    iscsi_recover_missing(lun, now);
 }
 
 /* ---- open and close ------------------------------------------------------------- */
@@ -119,7 +120,7 @@ static struct iscsi_lun *iscsi_lun_new(struct blk_loop *l)
         lun->s[i].lun = lun;
         lun->s[i].index = i;
         lun->s[i].isid = isid & 0xffffff;
-        lun->s[i].watch.fd = -1;
+        lun->s[i].watch.fd = lun->s[i].held = -1;
         lun->s[i].step_done = true;
     }
     return lun;
@@ -129,8 +130,10 @@ static void iscsi_lun_free(struct iscsi_lun *lun)
 {
     struct iscsi_op *op;
 
-    for (unsigned i = 0; i < ISCSI_SESSIONS_MAX; i++)
+    for (unsigned i = 0; i < ISCSI_SESSIONS_MAX; i++) {
         iscsi_session_destroy(&lun->s[i]);
+        iscsi_session_forget(&lun->s[i]);
+    }
     blk_timer_cancel(lun->loop, &lun->timer);
     blk_hook_del(lun->loop, &lun->hook);
     blk_journal_trim(&lun->journal, UINT64_MAX);
@@ -156,6 +159,8 @@ static int iscsi_open_sessions(struct iscsi_lun *lun, struct blk_error *e)
         if (ret == 0 && i > 0)
             ret = iscsi_probe_ready(lun, s);
         s->disabled = ret < 0;
+        if (s->disabled)
+            iscsi_session_destroy(s);
     }
     return 0;
 }

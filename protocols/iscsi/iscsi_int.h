@@ -11,6 +11,10 @@
  *    that calls back every command in flight on it, once, as cancelled, so that no
  *    late answer can reach a request.
  *  - A command's callback never destroys its session; it marks it and wakes recover.c.
+ *  - A change that a session left unanswered may still be executed, until the target has
+ *    ended the session: a new login has reinstated it (with its ISID the target aborts what
+ *    is left of it), or the target has closed the connection (block/net.h).  Before that
+ *    nothing is sent on other sessions either: it could be overtaken by its older copy.
  *  - While lun->recovering nothing but recover.c sends commands.
  *  - Until a flush (or FUA, or a target without volatile cache) makes them durable,
  *    acknowledged writes are in the journal.  After any doubt about the target's cache
@@ -42,6 +46,7 @@
 #define ISCSI_TICK_NS        1000000000ull
 #define ISCSI_ATTENTIONS_MAX 30u             /* unit attentions, aborts of one command */
 #define ISCSI_REDIRECTS_MAX  4u
+#define ISCSI_MISSING_NS     10000000000ull  /* a missing session is tried again */
 
 struct iscsi_lun;
 
@@ -94,6 +99,8 @@ struct iscsi_session {
     bool dead;                      /* to be destroyed */
     bool disabled;                  /* the target takes fewer sessions than asked for */
     char cause[256];                /* why it is dead */
+    int held;                       /* blk_net_hold() of its latest connection, or -1 */
+    bool unanswered;                /* that one left changes behind */
     uint64_t nop_ns;
     struct iscsi_list flight;       /* oldest first */
     unsigned nflight;
@@ -135,6 +142,7 @@ struct iscsi_lun {
     struct co *recoverer;           /* sleeping between attempts, or NULL */
     struct co *quiet;               /* waits until nothing is in flight */
     struct co_queue recovered;
+    uint64_t missing_ns;            /* when sessions that did not come back are tried again */
     struct iscsi_op *spare;         /* free list */
 };
 
@@ -145,6 +153,10 @@ int iscsi_config_get(struct iscsi_config *c, struct blk_opts *o, struct blk_erro
 /* Fiber: connect and log in. 0 or -errno with a text in s->cause. */
 int iscsi_session_connect(struct iscsi_session *s);
 void iscsi_session_destroy(struct iscsi_session *s);
+/* After destroy: may the target still make changes that it has not answered? */
+bool iscsi_session_lingers(const struct iscsi_session *s);
+/* After destroy, when the disk is closed. */
+void iscsi_session_forget(struct iscsi_session *s);
 /* End it soon: recover.c destroys it.  Any time, also from callbacks. */
 void iscsi_session_kill(struct iscsi_session *s, const char *cause);
 void iscsi_session_arm(struct iscsi_session *s);
@@ -179,6 +191,7 @@ int iscsi_journal_replay(struct iscsi_lun *lun);
 
 /* ---- recover.c */
 void iscsi_recover(struct iscsi_lun *lun);
+void iscsi_recover_missing(struct iscsi_lun *lun, uint64_t now);
 
 /* ---- probe.c */
 /* Fiber: fills the LUN's part of lun. */

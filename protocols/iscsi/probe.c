@@ -302,11 +302,6 @@ int iscsi_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_stat
         if (!blocks)
             mapped = true;
     }
-    st->flags = BLK_ST_ALLOCATED | BLK_ST_OFFSET | (mapped ? BLK_ST_DATA : BLK_ST_ZERO);
-    if (end >= n->size)
-        st->flags |= BLK_ST_EOF;
-    st->length = end - off;
-    st->host = n;
-    st->host_offset = off;
+    blk_status_at(st, n, off, end - off, mapped ? BLK_ST_DATA : BLK_ST_ZERO);
     return 0;
 }

@@ -117,6 +117,21 @@ static int recover_look(struct iscsi_lun *lun, struct iscsi_session *s, char *ca
     return 0;
 }
 
+/* Old changes that could come after what is sent from now on? */
+static int recover_lingering(const struct iscsi_lun *lun, char *cause, size_t len)
+{
+    for (unsigned i = 0; i < lun->cfg.sessions; i++) {
+        const struct iscsi_session *s = &lun->s[i];
+
+        if ((!s->up || s->dead) && iscsi_session_lingers(s)) {
+            snprintf(cause, len, "the target has not ended a session with unanswered writes: %.150s",
+                     s->cause);
+            return -ENOTCONN;
+        }
+    }
+    return 0;
+}
+
 static int recover_settle(struct iscsi_lun *lun, char *cause, size_t len)
 {
     int ret = 0;
@@ -124,6 +139,7 @@ static int recover_settle(struct iscsi_lun *lun, char *cause, size_t len)
     for (unsigned i = 0; !ret && i < lun->cfg.sessions; i++)
         if (lun->s[i].up && !lun->s[i].dead)
             ret = recover_look(lun, &lun->s[i], cause, len);
+    ret = ret ? ret : recover_lingering(lun, cause, len);
     if (ret < 0 || !lun->replay)
         return ret;
     lun->replay = false;            /* a session that breaks or a reset sets it again */
@@ -166,12 +182,34 @@ static bool recover_once(struct iscsi_lun *lun)
     return false;
 }
 
+static bool recover_is_missing(const struct iscsi_session *s)
+{
+    return s->dead && !s->disabled && !s->ctx;
+}
+
+/* The disk goes on without sessions that did not come back: trying them is no outage. */
+static void recover_without(struct iscsi_lun *lun)
+{
+    for (unsigned i = 0; i < lun->cfg.sessions; i++)
+        if (recover_is_missing(&lun->s[i]))
+            lun->s[i].cause[0] = 0;
+    lun->missing_ns = blk_now_ns() + ISCSI_MISSING_NS;
+}
+
+void iscsi_recover_missing(struct iscsi_lun *lun, uint64_t now)
+{
+    for (unsigned i = 0; now >= lun->missing_ns && i < lun->cfg.sessions; i++)
+        if (recover_is_missing(&lun->s[i]))
+            iscsi_recover(lun);
+}
+
 static void recover_main(void *arg)
 {
     struct iscsi_lun *lun = arg;
 
     while (!recover_once(lun))
         ;
+    recover_without(lun);
     if (lun->closing)
         iscsi_fail_queued(lun, -EIO);
     else

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 /* ---- events ------------------------------------------------------------------------ */
 
@@ -269,7 +270,8 @@ int iscsi_session_connect(struct iscsi_session *s)
     char portal[320];
     int ret;
 
-    s->dead = s->up = false;
+    iscsi_session_destroy(s);
+    s->dead = false;
     s->step_done = true;
     s->cause[0] = 0;
     ret = session_portal(s, portal, sizeof(portal));
@@ -278,6 +280,11 @@ int iscsi_session_connect(struct iscsi_session *s)
     ret = session_create(s);
     if (!ret)
         ret = session_login(s, portal);
+    if (!ret) {
+        iscsi_session_forget(s);        /* reinstated: the old one is over */
+        s->held = blk_net_hold(iscsi_get_fd(s->ctx));
+        ret = s->held < 0 ? s->held : 0;
+    }
     if (!ret) {
         s->up = true;
         s->nop_ns = blk_now_ns();
@@ -301,6 +308,23 @@ void iscsi_session_destroy(struct iscsi_session *s)
         return;
     iscsi_destroy_context(ctx);         /* calls back all that is in flight */
     s->ctx = NULL;
+    if (iscsi_session_lingers(s))
+        blk_net_leave(s->held);
+    else
+        iscsi_session_forget(s);
+}
+
+bool iscsi_session_lingers(const struct iscsi_session *s)
+{
+    return s->unanswered && s->held >= 0 && !blk_net_left(s->held);
+}
+
+void iscsi_session_forget(struct iscsi_session *s)
+{
+    if (s->held >= 0)
+        close(s->held);
+    s->held = -1;
+    s->unanswered = false;
 }
 
 void iscsi_session_logout(struct iscsi_session *s)

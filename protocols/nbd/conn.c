@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <unistd.h>
 
 /* "nbd_aio_notify_read: connect: server:1: Connection refused" without the first part. */
 void nbdc_error_text(char *buf, size_t len)
@@ -34,7 +35,7 @@ static void conn_unwatch(struct nbdc_conn *c)
 
 static void conn_arm(struct nbdc_conn *c)
 {
-    int fd = nbd_aio_get_fd(c->h);
+    int fd = c->fd >= 0 ? c->fd : nbd_aio_get_fd(c->h);
     unsigned way = nbd_aio_get_direction(c->h);
     uint32_t events = (way & LIBNBD_AIO_DIRECTION_READ ? EPOLLIN : 0) |
                       (way & LIBNBD_AIO_DIRECTION_WRITE ? EPOLLOUT : 0);
@@ -201,6 +202,10 @@ int nbdc_conn_connect(struct nbdc_conn *c)
     }
     r = r < 0 ? -EINVAL : conn_wait(c);
     c->connecting = false;
+    if (!r && (c->fd = blk_net_hold(nbd_aio_get_fd(c->h))) < 0) {
+        snprintf(c->cause, sizeof(c->cause), "%s", strerror(-c->fd));
+        r = -EIO;
+    }
     if (!r && !c->d->closing) {
         c->up = true;
         c->cause[0] = 0;
@@ -244,6 +249,28 @@ void nbdc_conn_close(struct nbdc_conn *c)
     c->dead = true;
     nbdc_take_back(c);
     nbd_close(h);
+    if (c->fd >= 0 && c->nchanges && !c->d->closing && !blk_net_ended(c->fd, 0)) {
+        c->left = c->fd;
+        blk_net_leave(c->left);
+    } else if (c->fd >= 0) {
+        close(c->fd);
+    }
+    c->fd = -1;
+    c->nchanges = 0;
+}
+
+bool nbdc_conn_has_left(struct nbdc_conn *c)
+{
+    if (c->left >= 0 && (c->d->closing || blk_net_left(c->left))) {
+        close(c->left);
+        c->left = -1;
+    }
+    return c->left >= 0;
+}
+
+bool nbdc_conn_lingers(const struct nbdc_conn *c)
+{
+    return c->h && c->nchanges && !blk_net_ended(c->fd, 0);
 }
 
 void nbdc_conn_disconnect(struct nbdc_conn *c)

@@ -79,10 +79,7 @@ static int nbdc_status(struct blk_node *n, uint64_t off, uint64_t len, struct bl
     uint64_t start = blk_align_down(off, align), end = blk_align_up(off + len, align);
     struct nbdc_op op = { .op = NBDC_STATUS, .offset = start };
 
-    st->host = n;
-    st->host_offset = off;
-    st->length = len;
-    st->flags = BLK_ST_ALLOCATED | BLK_ST_OFFSET;
+    blk_status_at(st, n, off, len, 0);
     op.length = BLK_MIN(BLK_MIN(end, d->size) - start, (uint64_t)NBDC_STATUS_MAX);
     int r = d->status ? nbdc_op_run(d, NULL, &op) : -ENOTSUP;
     if (r && r != -ENOTSUP && r != -EINVAL)
@@ -98,8 +95,6 @@ static int nbdc_status(struct blk_node *n, uint64_t off, uint64_t len, struct bl
         st->flags |= BLK_ST_DATA;
         st->length = r ? len : BLK_MIN(len, start + align - off);
     }
-    if (off + st->length >= n->size)
-        st->flags |= BLK_ST_EOF;
     return 0;
 }
 
@@ -150,7 +145,7 @@ static struct nbdc_disk *disk_new(struct blk_loop *l)
     nbdc_list_init(&d->queue);
     for (unsigned i = 0; i < NBDC_CONNECTIONS_MAX; i++) {
         d->c[i].d = d;
-        d->c[i].watch.fd = -1;
+        d->c[i].watch.fd = d->c[i].fd = d->c[i].left = -1;
         nbdc_list_init(&d->c[i].flight);
         nbdc_list_init(&d->c[i].answered);
     }
@@ -163,8 +158,11 @@ static void disk_free(struct nbdc_disk *d)
 {
     struct nbdc_op *op;
 
-    for (unsigned i = 0; i < NBDC_CONNECTIONS_MAX; i++)
+    d->closing = true;
+    for (unsigned i = 0; i < NBDC_CONNECTIONS_MAX; i++) {
         nbdc_conn_disconnect(&d->c[i]);
+        (void)nbdc_conn_has_left(&d->c[i]);
+    }
     blk_timer_cancel(d->loop, &d->timer);
     blk_hook_del(d->loop, &d->hook);
     blk_journal_trim(&d->journal, UINT64_MAX);

@@ -20,6 +20,11 @@
  *    command to the connection's list of answers: libnbd must not be called from them.
  *  - A handle is closed before its commands are sent elsewhere, so that no late answer
  *    finds a buffer.
+ *  - A connection with unanswered changes is not closed before the server has ended it
+ *    (block/net.h): a server that is only slow could execute them after newer ones.  Until
+ *    then their answers are waited for, by nbdc_tick() and, when another connection has
+ *    broken, by the recovering fiber.  When the policy is at its end they fail, but there is
+ *    no new connection, and all fails, before the server has ended that one (conn->left).
  *  - One broken connection breaks all of the disk's: they lead to the same server.
  *  - While disk->recovering only the recovering fiber sends commands.
  *
@@ -45,6 +50,7 @@
 #define NBDC_ALIGN_MAX       (64u << 10)    /* largest minimum block size (protocol) */
 #define NBDC_JOURNAL_MAX     (64u << 20)    /* bytes of copies kept */
 #define NBDC_TICK_NS         250000000ull
+#define NBDC_LOOK_NS         20000000ull    /* is an old connection at its end? */
 
 struct nbdc_config {
     char host[256], port[32];               /* TCP, or: */
@@ -92,12 +98,14 @@ struct nbdc_list { struct nbdc_op *first, **last; };
 struct nbdc_conn {
     struct nbdc_disk *d;
     struct nbd_handle *h;                   /* NULL: none */
+    int fd;                                 /* blk_net_hold() while there is h, or -1 */
+    int left;                               /* the same of one closed before its end, or -1 */
     struct blk_watch watch;                 /* fd -1: not watched */
     bool up, dead, dirty, connecting;
     bool refused;                           /* an extra one that the server does not want */
     char cause[320];                        /* why it is dead */
     struct nbdc_list flight, answered;      /* oldest first */
-    unsigned nflight;
+    unsigned nflight, nchanges;             /* nchanges: sent, the server said nothing yet */
     uint64_t began_ns;                      /* of connecting */
     struct co *waiter;                      /* connects */
 };
@@ -144,6 +152,10 @@ int nbdc_conn_connect(struct nbdc_conn *c);
 /* End it soon: its commands are taken back by the recovering fiber. */
 void nbdc_conn_kill(struct nbdc_conn *c, const char *cause);
 void nbdc_conn_close(struct nbdc_conn *c);
+/* Is there a connection that was closed before its end, and the server is not there yet? */
+bool nbdc_conn_has_left(struct nbdc_conn *c);
+/* May the server still make changes that it has not answered? */
+bool nbdc_conn_lingers(const struct nbdc_conn *c);
 /* After libnbd was called: has it died, which events does it wait for? */
 void nbdc_conn_look(struct nbdc_conn *c);
 /* Fiber: say good-bye. */

@@ -132,6 +132,23 @@ static void fail_queued(struct nbdc_disk *d, int err)
     }
 }
 
+static bool conn_late(const struct nbdc_conn *c, uint64_t now)
+{
+    uint64_t since = c->connecting ? c->began_ns : c->flight.first ? c->flight.first->sent_ns : now;
+
+    return c->h && now - since >= c->d->net.timeout_ns;
+}
+
+static bool any_late(const struct nbdc_disk *d)
+{
+    uint64_t now = blk_now_ns();
+
+    for (unsigned i = 0; i < d->cfg.connections; i++)
+        if (conn_late(&d->c[i], now))
+            return true;
+    return false;
+}
+
 /* What a server may answer is EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP,
  * ESHUTDOWN; libnbd says ENOTCONN for what it could not send or hear about. */
 static void op_judge(struct nbdc_conn *c, struct nbdc_op *op)
@@ -145,6 +162,8 @@ static void op_judge(struct nbdc_conn *c, struct nbdc_op *op)
         return;
     }
     blk_net_progress(&d->net);
+    if (d->net.down_since && !d->recovering && !any_late(d))
+        blk_net_up(&d->net);                /* it was only slow, see nbdc_tick() */
     /* The server itself says that its cache did not reach the disk. */
     if (op->op == BLK_FLUSH && op->answer)
         journal_lose(d, -op->answer);
@@ -200,6 +219,7 @@ static int op_answered(void *arg, int *error)
 
     list_remove(&c->flight, op);
     c->nflight--;
+    c->nchanges -= op_changes(op) && *error != ENOTCONN;
     c->dirty = true;
     op->conn = NULL;
     op->answer = *error;
@@ -272,6 +292,7 @@ static void op_send(struct nbdc_conn *c, struct nbdc_op *op)
     op->conn = c;
     list_append(&c->flight, op);
     c->nflight++;
+    c->nchanges += op_changes(op);
     c->dirty = true;
     if (op_issue(c, op) >= 0)
         return;
@@ -396,10 +417,14 @@ void nbdc_tick(struct nbdc_disk *d, uint64_t now)
              (unsigned)(d->net.timeout_ns / 1000000000u));
     for (unsigned i = 0; i < d->cfg.connections; i++) {
         struct nbdc_conn *c = &d->c[i];
-        uint64_t since = c->connecting ? c->began_ns : c->flight.first ? c->flight.first->sent_ns
-                                                                       : now;
-        if (c->h && now - since >= d->net.timeout_ns)
-            nbdc_conn_kill(c, text);
+        if (!conn_late(c, now))
+            continue;
+        if (c->up && nbdc_conn_lingers(c)) {
+            blk_net_lost(&d->net, text);
+            if (!blk_net_over(&d->net, text))
+                continue;
+        }
+        nbdc_conn_kill(c, text);
     }
     for (op = d->queue.first; op; op = next) {
         next = op->next;
@@ -432,6 +457,24 @@ static void recover_sleep(struct nbdc_disk *d, uint64_t ns)
     blk_timer_cancel(d->loop, &t);
 }
 
+/* Connections given up with unanswered changes.  A cause, or NULL. */
+static const char *recover_left(struct nbdc_disk *d)
+{
+    bool left = false;
+
+    for (unsigned i = 0; i < d->cfg.connections; i++)
+        left |= nbdc_conn_has_left(&d->c[i]);
+    return left ? "the server may still execute writes that it did not answer" : NULL;
+}
+
+static bool recover_lingers(const struct nbdc_disk *d)
+{
+    for (unsigned i = 0; i < d->cfg.connections; i++)
+        if (nbdc_conn_lingers(&d->c[i]))
+            return true;
+    return false;
+}
+
 static void recover_bury(struct nbdc_disk *d)
 {
     for (unsigned i = 0; i < d->cfg.connections; i++)
@@ -439,6 +482,11 @@ static void recover_bury(struct nbdc_disk *d)
             nbdc_conn_kill(&d->c[i], "another connection was lost");
     while (d->helpers)
         co_wait_on(&d->settled);
+    /* Looked at, not waited for: libnbd takes the ends of its sockets for itself, a dead
+     * connection's socket is not watched, and the policy's time may be over first. */
+    while (!d->closing && recover_lingers(d) &&
+           !blk_net_over(&d->net, "the server has not ended a connection"))
+        recover_sleep(d, NBDC_LOOK_NS);
     for (unsigned i = d->cfg.connections; i-- > 0; )
         nbdc_conn_close(&d->c[i]);
 }
@@ -498,13 +546,15 @@ static bool recover_once(struct nbdc_disk *d)
     recover_bury(d);
     if (d->closing)
         return true;
-    int r = nbdc_conn_connect(c);
+    const char *cause = recover_left(d);
+    int r = cause ? -ENOTCONN : nbdc_conn_connect(c);
     r = r ? r : recover_look(d, c);
     r = r ? r : recover_changes(d, c);
     if (!r || d->closing)
         return true;
-    blk_net_lost(&d->net, c->cause);
-    if (blk_net_over(&d->net, c->cause))
+    cause = cause ? cause : c->cause;
+    blk_net_lost(&d->net, cause);
+    if (blk_net_over(&d->net, cause))
         fail_queued(d, -EIO);
     recover_sleep(d, blk_net_next(&d->net));
     return false;

@@ -4,18 +4,16 @@
  * Invariants
  *  - A call is in exactly one place: waiting for a connection, in flight on one, in its
  *    timer after the server asked for time, or done.  Whoever takes it from there owns it.
- *  - call->conn is set only while libnfs holds the call.  Before a context is destroyed
- *    its calls are taken back (conn NULL), so what libnfs says about them then is ignored,
- *    and a late answer has nowhere to arrive: the socket is closed.
+ *  - What libnfs holds is a struct nfs_sent: a call can be taken back from it (sent->call
+ *    NULL), so a late answer finds no call that is somebody else's by now.
  *  - A context is never destroyed inside one of its own callbacks: they mark it failed.
  *  - One connection at a time tries to reach a server that is gone; when it is up, the
  *    others follow.
  *
- * Sending a call again is safe for all of them: READ, COMMIT, GETATTR, SETSIZE and a
- * WRITE of the same bytes to the same place have the same effect twice.  That a WRITE
- * lingering in a server that was taken for dead is executed after its own repetition and
- * after a newer WRITE of the same place cannot be excluded in NFSv3 and v4.0 (any client
- * has this); closing the connection first makes the window small.
+ * What is in flight on a connection that breaks is sent again on another one.  For calls
+ * that change nothing that is always safe.  A WRITE (or SETSIZE, MAKE, UNLINK) is sent
+ * again only when the server has ended the old connection and so will not execute what is
+ * left in its socket; until then it stays in flight there, see stale.c.
  */
 #include "protocols/nfs/nfs.h"
 
@@ -25,49 +23,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #define NFS_TICK_NS 250000000ull
 
-static void conn_lost(struct nfs_conn *c, const char *cause);
-static void disk_dispatch(struct nfs_disk *d);
-static int conn_start(struct nfs_conn *c);
-
-/* ---- lists --------------------------------------------------------------------------- */
-
-void nfs_calls_init(struct nfs_calls *q)
-{
-    q->first = NULL;
-    q->last = &q->first;
-}
-
-static void calls_append(struct nfs_calls *q, struct nfs_call *call)
-{
-    call->next = NULL;
-    call->prev = q->last;
-    *q->last = call;
-    q->last = &call->next;
-}
-
-static void calls_remove(struct nfs_calls *q, struct nfs_call *call)
-{
-    *call->prev = call->next;
-    if (call->next)
-        call->next->prev = call->prev;
-    else
-        q->last = call->prev;
-}
-
-static struct nfs_call *calls_pop(struct nfs_calls *q)
-{
-    struct nfs_call *call = q->first;
-    if (call)
-        calls_remove(q, call);
-    return call;
-}
+static void conn_lost(struct nfs_conn *c, const char *cause, bool alive);
+static int conn_start(struct nfs_disk *d, unsigned i);
 
 /* ---- calls --------------------------------------------------------------------------- */
 
-static void call_done(struct nfs_disk *d, struct nfs_call *call, int err)
+void nfs_call_done(struct nfs_disk *d, struct nfs_call *call, int err)
 {
     d->ncalls--;
     call->err = err;
@@ -78,34 +44,39 @@ static void call_done(struct nfs_disk *d, struct nfs_call *call, int err)
 static void waiting_fail(struct nfs_disk *d, int err)
 {
     struct nfs_call *call;
-    while ((call = calls_pop(&d->waiting)))
-        call_done(d, call, err);
+    while ((call = TAILQ_FIRST(&d->waiting))) {
+        TAILQ_REMOVE(&d->waiting, call, entry);
+        nfs_call_done(d, call, err);
+    }
+}
+
+/* Older changes may still be made: newer ones would be in danger. */
+static bool call_barred(const struct nfs_disk *d, const struct nfs_call *call)
+{
+    return d->unaccounted && nfs_op_changes(call->op);
 }
 
 static void call_wait_more(void *arg)
 {
     struct nfs_call *call = arg;
-    struct nfs_disk *d = call->conn->d;
-    call->conn = NULL;
+    struct nfs_disk *d = call->d;
     if (blk_net_over(&d->net, "no connection")) {
-        call_done(d, call, -EIO);
+        nfs_call_done(d, call, -EIO);
         return;
     }
-    calls_append(&d->waiting, call);
-    disk_dispatch(d);
+    TAILQ_INSERT_TAIL(&d->waiting, call, entry);
+    nfs_dispatch(d);
 }
 
 /* The server is busy (JUKEBOX, DELAY, grace period): the same steps as reconnecting. */
-static void call_later(struct nfs_conn *c, struct nfs_call *call)
+static void call_later(struct nfs_disk *d, struct nfs_call *call)
 {
-    struct nfs_disk *d = c->d;
     uint64_t now = blk_now_ns();
     if (blk_net_expired(&d->net, call->start, now)) {
         blk_report("%s: the server asks to wait for too long", d->net.shown);
-        call_done(d, call, -EIO);
+        nfs_call_done(d, call, -EIO);
         return;
     }
-    call->conn = c;             /* only to find the disk; libnfs is done with it */
     call->timer.fn = call_wait_more;
     call->timer.arg = call;
     blk_timer_set(d->loop, &call->timer, now + blk_net_step(call->later++));
@@ -113,82 +84,110 @@ static void call_later(struct nfs_conn *c, struct nfs_call *call)
 
 static void call_answered(struct rpc_context *rpc, int status, void *data, void *arg)
 {
-    struct nfs_call *call = arg;
-    struct nfs_conn *c = call->conn;
+    struct nfs_sent *s = arg;
+    struct nfs_conn *c = s->conn;
+    struct nfs_disk *d = c->d;
+    struct nfs_call *call = s->call;
 
-    if (!c)
-        return;                 /* taken back already */
-    calls_remove(&c->inflight, call);
+    if (c->ending)
+        return;                 /* the context is being destroyed */
+    TAILQ_REMOVE(&c->inflight, s, link);
     c->ninflight--;
-    call->conn = NULL;
     if (status != RPC_STATUS_SUCCESS) {
         if (!c->failed && status == RPC_STATUS_ERROR && data)
             snprintf(c->cause, sizeof(c->cause), "%s", (const char *)data);
-        calls_append(&c->odd, call);
+        TAILQ_INSERT_TAIL(&c->odd, s, link);
         return;
     }
     c->heard = blk_now_ns();
-    blk_net_progress(&c->d->net);
-    int r = c->d->where.version->receive(call, data);
+    blk_net_progress(&d->net);
+    nfs_sent_gone(c, s);
+    if (!call)
+        return;
+    call->sent = NULL;
+    int r = d->where.version->receive(call, data);
     if (r == NFS_LATER)
-        call_later(c, call);
+        call_later(d, call);
     else
-        call_done(c->d, call, r);
+        nfs_call_done(d, call, r);
+}
+
+static int call_queue(struct nfs_conn *c, struct nfs_call *call)
+{
+    struct nfs_sent *s = malloc(sizeof(*s));
+
+    if (!s)
+        return -ENOMEM;
+    *s = (struct nfs_sent){ .call = call, .conn = c, .at = blk_now_ns(),
+                            .changes = nfs_op_changes(call->op) };
+    call->sent = s;
+    TAILQ_INSERT_TAIL(&c->inflight, s, link);
+    c->ninflight++;
+    c->nchanges += s->changes;
+    c->dirty = true;
+    int r = c->d->where.version->send(c->rpc, call, call_answered);
+    if (!r)
+        return 0;
+    TAILQ_REMOVE(&c->inflight, s, link);
+    c->ninflight--;
+    nfs_sent_gone(c, s);
+    call->sent = NULL;
+    return r;
 }
 
 static void call_send(struct nfs_conn *c, struct nfs_call *call)
 {
     struct nfs_disk *d = c->d;
-    call->sent = blk_now_ns();
-    call->conn = c;
-    calls_append(&c->inflight, call);
-    c->ninflight++;
-    c->dirty = true;
     if (!d->tick.at)
-        blk_timer_set(d->loop, &d->tick, call->sent + NFS_TICK_NS);
-    int r = d->where.version->send(c->rpc, call, call_answered);
-    if (!r)
-        return;
-    calls_remove(&c->inflight, call);
-    c->ninflight--;
-    call->conn = NULL;
-    call_done(d, call, r);
+        blk_timer_set(d->loop, &d->tick, blk_now_ns() + NFS_TICK_NS);
+    int r = call_queue(c, call);
+    if (r)
+        nfs_call_done(d, call, r);
 }
 
 static struct nfs_conn *disk_pick(struct nfs_disk *d)
 {
     struct nfs_conn *best = NULL;
     for (unsigned i = 0; i < d->where.connections; i++) {
-        struct nfs_conn *c = &d->conns[i];
-        if (c->state == NFS_READY && !c->failed && (!best || c->ninflight < best->ninflight))
+        struct nfs_conn *c = d->conns[i];
+        if (c && c->state == NFS_READY && !c->failed && (!best || c->ninflight < best->ninflight))
             best = c;
     }
     return best;
 }
 
-static void disk_dispatch(struct nfs_disk *d)
+void nfs_dispatch(struct nfs_disk *d)
 {
     struct nfs_conn *c;
-    while (d->waiting.first && (c = disk_pick(d)))
-        call_send(c, calls_pop(&d->waiting));
+    struct nfs_call *call;
+    while ((call = TAILQ_FIRST(&d->waiting)) && (c = disk_pick(d))) {
+        TAILQ_REMOVE(&d->waiting, call, entry);
+        if (call_barred(d, call))
+            nfs_call_done(d, call, -EIO);
+        else
+            call_send(c, call);
+    }
 }
 
 void nfs_call_start(struct nfs_disk *d, struct nfs_call *call)
 {
     struct nfs_conn *c = disk_pick(d);
 
+    bool fails = d->net.given_up || call_barred(d, call);
+
     d->ncalls++;
+    call->d = d;
     call->start = blk_now_ns();
-    call->conn = NULL;
+    call->sent = NULL;
     call->later = 0;
-    if (c && !d->waiting.first) {
+    if (c && TAILQ_EMPTY(&d->waiting) && !call_barred(d, call)) {
         call_send(c, call);
         return;
     }
-    calls_append(&d->waiting, call);
+    TAILQ_INSERT_TAIL(&d->waiting, call, entry);
     /* Where nothing helps it fails in the next turn: not inside the caller. */
-    if (d->net.given_up || !d->tick.at)
-        blk_timer_set(d->loop, &d->tick, call->start + (d->net.given_up ? 0 : NFS_TICK_NS));
+    if (fails || !d->tick.at)
+        blk_timer_set(d->loop, &d->tick, call->start + (fails ? 0 : NFS_TICK_NS));
 }
 
 static void call_wake(struct nfs_call *call)
@@ -236,9 +235,9 @@ static void disk_timeout(struct nfs_disk *d, struct nfs_conn *dead, uint64_t sen
     snprintf(cause, sizeof(cause), "no answer from %.48s for %u s", d->where.host,
              (unsigned)(d->net.timeout_ns / 1000000000u));
     for (unsigned i = 0; i < d->where.connections; i++) {
-        struct nfs_conn *c = &d->conns[i];
-        if (c == dead || (c->state == NFS_READY && c->heard <= sent))
-            conn_lost(c, cause);
+        struct nfs_conn *c = d->conns[i];
+        if (c && (c == dead || (c->state == NFS_READY && c->heard <= sent)))
+            conn_lost(c, cause, true);
     }
 }
 
@@ -249,12 +248,12 @@ static void disk_expire_waiting(struct nfs_disk *d, uint64_t now)
         waiting_fail(d, -EIO);
         return;
     }
-    for (call = d->waiting.first; call; call = next) {
-        next = call->next;
-        if (blk_net_expired(&d->net, call->start, now)) {
-            calls_remove(&d->waiting, call);
-            call_done(d, call, -EIO);
-            next = d->waiting.first;    /* done() may have changed the list */
+    for (call = TAILQ_FIRST(&d->waiting); call; call = next) {
+        next = TAILQ_NEXT(call, entry);
+        if (call_barred(d, call) || blk_net_expired(&d->net, call->start, now)) {
+            TAILQ_REMOVE(&d->waiting, call, entry);
+            nfs_call_done(d, call, -EIO);
+            next = TAILQ_FIRST(&d->waiting);    /* done() may have changed the list */
         }
     }
 }
@@ -265,10 +264,12 @@ static void disk_tick(void *arg)
     uint64_t now = blk_now_ns();
 
     for (unsigned i = 0; i < d->where.connections; i++) {
-        struct nfs_call *oldest = d->conns[i].inflight.first;
-        if (oldest && now - oldest->sent >= d->net.timeout_ns)
-            disk_timeout(d, &d->conns[i], oldest->sent);
+        struct nfs_conn *c = d->conns[i];
+        struct nfs_sent *oldest = c ? TAILQ_FIRST(&c->inflight) : NULL;
+        if (oldest && now - oldest->at >= d->net.timeout_ns)
+            disk_timeout(d, c, oldest->at);
     }
+    nfs_stale_expire(d, now);
     disk_expire_waiting(d, now);
     if (d->ncalls && !d->tick.at)
         blk_timer_set(d->loop, &d->tick, now + NFS_TICK_NS);
@@ -281,7 +282,8 @@ struct nfs_context *nfs_context_new(const struct nfs_where *w)
     struct nfs_context *nfs = nfs_init_context();
     if (!nfs)
         return NULL;
-    nfs_set_autoreconnect(nfs, 0);      /* that is done here */
+    nfs_set_autoreconnect(nfs, 0);      /* that is done here, */
+    nfs_set_timeout(nfs, -1);           /* and so is this */
     if (w->uid >= 0)
         nfs_set_uid(nfs, w->uid);
     if (w->gid >= 0)
@@ -293,14 +295,11 @@ struct nfs_context *nfs_context_new(const struct nfs_where *w)
     return nfs;
 }
 
-/* While it connects libnfs may have closed its socket and opened another one with the
- * same number, so epoll is told anew each time. */
-static void conn_rearm(struct nfs_conn *c)
+void nfs_conn_watch(struct nfs_conn *c, int fd, uint32_t events)
 {
-    int fd = nfs_get_fd(c->nfs);
-    uint32_t events = (uint32_t)nfs_which_events(c->nfs);
-
-    if (c->watched && (c->state != NFS_READY || fd != c->watch.fd)) {
+    /* While it connects libnfs may have closed its socket and opened another one with
+     * the same number, so epoll is told anew each time. */
+    if (c->watched && (c->state == NFS_CONNECTING || fd != c->watch.fd)) {
         blk_watch_del(c->d->loop, &c->watch);
         c->watched = false;
     }
@@ -313,9 +312,25 @@ static void conn_rearm(struct nfs_conn *c)
     }
 }
 
+void nfs_conn_rearm(struct nfs_conn *c)
+{
+    int fd = c->fd >= 0 ? c->fd : nfs_get_fd(c->nfs);
+    nfs_conn_watch(c, fd, (uint32_t)nfs_which_events(c->nfs));
+}
+
+static void conn_broken(struct nfs_conn *c)
+{
+    const char *why = c->failed && c->cause[0] ? c->cause : c->error ? strerror(c->error) :
+                      nfs_get_error(c->nfs);
+    if (c->state == NFS_STALE)
+        nfs_stale_broken(c);
+    else
+        conn_lost(c, why && *why ? why : "connection lost", false);
+}
+
 static void conn_service(struct nfs_conn *c, int revents)
 {
-    struct nfs_call *call;
+    struct nfs_sent *s;
 
     c->in_service = true;
     c->dirty = false;
@@ -323,59 +338,85 @@ static void conn_service(struct nfs_conn *c, int revents)
     int r = nfs_service(c->nfs, revents);
     c->in_service = false;
     if (r < 0 || c->failed || nfs_get_fd(c->nfs) < 0) {
-        const char *why = nfs_get_error(c->nfs);
-        char cause[160];
-        snprintf(cause, sizeof(cause), "%s", c->failed && c->cause[0] ? c->cause :
-                 why && *why ? why : "connection lost");
-        conn_lost(c, cause);
+        conn_broken(c);
         return;
     }
-    conn_rearm(c);
+    nfs_conn_rearm(c);
     /* The connection works and this is no answer: it cannot be understood, or the
      * server refuses the caller. */
-    while ((call = calls_pop(&c->odd))) {
+    while ((s = TAILQ_FIRST(&c->odd))) {
+        struct nfs_call *call = s->call;
+        TAILQ_REMOVE(&c->odd, s, link);
+        nfs_sent_gone(c, s);
+        if (!call)
+            continue;
+        call->sent = NULL;
         blk_report("%s: the server's answer is of no use: %s", c->d->net.shown, c->cause);
-        call_done(c->d, call, -EPROTO);
+        nfs_call_done(c->d, call, -EPROTO);
     }
+    if (c->state == NFS_STALE)
+        nfs_stale_look(c);
 }
 
 static void conn_event(void *arg, uint32_t events)
 {
-    conn_service(arg, (int)(events & (EPOLLIN | EPOLLOUT | EPOLLHUP | EPOLLERR)));
+    struct nfs_conn *c = arg;
+    socklen_t len = sizeof(c->error);
+
+    if (events & EPOLLERR && c->fd >= 0)
+        getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &c->error, &len);
+    conn_service(c, (int)(events & (EPOLLIN | EPOLLOUT | EPOLLHUP | EPOLLERR)));
 }
 
-/* Frees the context; its calls go back to wait, oldest first and before the others. */
-static void conn_drop(struct nfs_conn *c)
+static void take_back(struct nfs_disk *d, struct nfs_sents *q, bool all)
 {
-    struct nfs_disk *d = c->d;
-    struct nfs_calls back;
-    struct nfs_call *call;
-
-    blk_timer_cancel(d->loop, &c->timer);
-    if (c->watched)
-        blk_watch_del(d->loop, &c->watch);
-    c->watched = false;
-    c->state = NFS_DOWN;
-    nfs_calls_init(&back);
-    while ((call = calls_pop(&c->inflight)) || (call = calls_pop(&c->odd))) {
-        call->conn = NULL;
-        calls_append(&back, call);
+    struct nfs_sent *s;
+    TAILQ_FOREACH_REVERSE(s, q, nfs_sents, link) {
+        if (!s->call || (s->changes && !all))
+            continue;
+        TAILQ_INSERT_HEAD(&d->waiting, s->call, entry);
+        s->call->sent = NULL;
+        s->call = NULL;
     }
-    c->ninflight = 0;
-    while ((call = calls_pop(&d->waiting)))
-        calls_append(&back, call);
-    while ((call = calls_pop(&back)))
-        calls_append(&d->waiting, call);
-    nfs_destroy_context(c->nfs);
+}
+
+void nfs_conn_take_back(struct nfs_conn *c, bool all)
+{
+    take_back(c->d, &c->odd, all);
+    take_back(c->d, &c->inflight, all);
+}
+
+void nfs_conn_end_context(struct nfs_conn *c)
+{
+    nfs_conn_watch(c, -1, 0);
+    c->ending = true;
+    if (c->nfs)
+        nfs_destroy_context(c->nfs);
+    c->ending = false;
     c->nfs = NULL;
     c->rpc = NULL;
-    c->failed = c->dirty = false;
+    TAILQ_CONCAT(&c->inflight, &c->odd, link);
+}
+
+void nfs_conn_free(struct nfs_conn *c)
+{
+    struct nfs_sent *s;
+
+    blk_timer_cancel(c->d->loop, &c->timer);
+    nfs_conn_end_context(c);
+    while ((s = TAILQ_FIRST(&c->inflight))) {
+        TAILQ_REMOVE(&c->inflight, s, link);
+        nfs_sent_gone(c, s);
+    }
+    if (c->fd >= 0)
+        close(c->fd);
+    free(c);
 }
 
 static bool disk_has_ready(const struct nfs_disk *d)
 {
     for (unsigned i = 0; i < d->where.connections; i++)
-        if (d->conns[i].state == NFS_READY)
+        if (d->conns[i] && d->conns[i]->state == NFS_READY)
             return true;
     return false;
 }
@@ -395,19 +436,37 @@ static void disk_wake_opener(struct nfs_disk *d)
         co_wake(opener);
 }
 
-static void conn_lost(struct nfs_conn *c, const char *cause)
+/* The slot is free; what can be sent elsewhere waits. */
+static void conn_leave(struct nfs_conn *c, bool alive)
+{
+    struct nfs_disk *d = c->d;
+
+    for (unsigned i = 0; i < d->where.connections; i++)
+        if (d->conns[i] == c)
+            d->conns[i] = NULL;
+    if (c->state == NFS_READY && c->nchanges && !blk_net_ended(c->fd, c->error)) {
+        nfs_stale_add(c, alive);
+    } else {
+        nfs_conn_take_back(c, true);
+        nfs_conn_free(c);
+    }
+}
+
+/* alive: only the server does not answer; else libnfs has no more use for it. */
+static void conn_lost(struct nfs_conn *c, const char *cause, bool alive)
 {
     struct nfs_disk *d = c->d;
     char why[256];
 
     snprintf(why, sizeof(why), "%s", cause);
     why[strcspn(why, "\n")] = 0;
-    conn_drop(c);
+    conn_leave(c, alive);
     if (d->closing)
         return;
     if (d->opening) {
-        snprintf(c->cause, sizeof(c->cause), "%.150s", why);
+        snprintf(d->cause, sizeof(d->cause), "%.150s", why);
         waiting_fail(d, -EIO);
+        nfs_stale_expire(d, blk_now_ns());
         disk_wake_opener(d);
         return;
     }
@@ -417,7 +476,7 @@ static void conn_lost(struct nfs_conn *c, const char *cause)
             waiting_fail(d, -EIO);
     }
     disk_retry(d);
-    disk_dispatch(d);
+    nfs_dispatch(d);
 }
 
 static void conn_up(struct rpc_context *rpc, int status, void *data, void *arg)
@@ -425,17 +484,20 @@ static void conn_up(struct rpc_context *rpc, int status, void *data, void *arg)
     struct nfs_conn *c = arg;
     if (!c->nfs || c->state != NFS_CONNECTING)
         return;
-    if (status != RPC_STATUS_SUCCESS) {
-        const char *why = nfs_get_error(c->nfs);
+    int r = status == RPC_STATUS_SUCCESS ? blk_net_hold(nfs_get_fd(c->nfs)) : -1;
+    c->fd = r < 0 ? -1 : r;
+    if (r < 0) {
+        const char *why = status == RPC_STATUS_SUCCESS ? strerror(-r) : nfs_get_error(c->nfs);
         c->failed = true;
         snprintf(c->cause, sizeof(c->cause), "%s", why && *why ? why : "cannot connect");
         return;
     }
     c->state = NFS_READY;
+    nfs_conn_rearm(c);          /* by our fd, before libnfs may close its own */
     c->heard = blk_now_ns();
     blk_timer_cancel(c->d->loop, &c->timer);
     blk_net_up(&c->d->net);
-    disk_dispatch(c->d);
+    nfs_dispatch(c->d);
     disk_wake_opener(c->d);
     if (!c->d->opening)
         nfs_conns_more(c->d);
@@ -447,40 +509,47 @@ static void conn_too_slow(void *arg)
     char cause[96];
     snprintf(cause, sizeof(cause), "no answer from %.48s to connecting for %u s",
              c->d->where.host, (unsigned)(c->d->net.timeout_ns / 1000000000u));
-    conn_lost(c, cause);
+    conn_lost(c, cause, false);
 }
 
-static int conn_start(struct nfs_conn *c)
+static struct nfs_conn *conn_new(struct nfs_disk *d)
 {
-    struct nfs_disk *d = c->d;
+    struct nfs_conn *c = calloc(1, sizeof(*c));
+
+    if (!c || !(c->nfs = nfs_context_new(&d->where))) {
+        free(c);
+        return NULL;
+    }
+    c->d = d;
+    c->rpc = nfs_get_rpc_context(c->nfs);
+    c->fd = -1;
+    TAILQ_INIT(&c->inflight);
+    TAILQ_INIT(&c->odd);
+    c->watch.fn = conn_event;
+    c->timer.fn = conn_too_slow;
+    c->watch.arg = c->timer.arg = c;
+    return c;
+}
+
+static int conn_start(struct nfs_disk *d, unsigned i)
+{
     const struct nfs_where *w = &d->where;
     unsigned port = w->nfs_port ? w->nfs_port : w->version->port;
+    struct nfs_conn *c = conn_new(d);
 
-    c->nfs = nfs_context_new(w);
-    if (!c->nfs)
+    if (!c)
         return -ENOMEM;
-    c->rpc = nfs_get_rpc_context(c->nfs);
-    c->state = NFS_CONNECTING;
-    c->failed = c->dirty = false;
-    c->cause[0] = 0;
-    nfs_calls_init(&c->inflight);
-    nfs_calls_init(&c->odd);
-    c->watch.fn = conn_event;
-    c->watch.arg = c;
-    c->timer.fn = conn_too_slow;
-    c->timer.arg = c;
+    d->conns[i] = c;
     blk_timer_set(d->loop, &c->timer, blk_now_ns() + d->net.timeout_ns);
     int r = port ? rpc_connect_port_async(c->rpc, w->address, (int)port, NFS_PROGRAM,
                                           w->version->number, conn_up, c)
                  : rpc_connect_program_async(c->rpc, w->address, NFS_PROGRAM,
                                              w->version->number, conn_up, c);
     if (r < 0 || c->failed) {
-        char cause[160];
-        snprintf(cause, sizeof(cause), "%s", nfs_get_error(c->nfs));
-        conn_lost(c, cause);
+        conn_lost(c, nfs_get_error(c->nfs), false);
         return -EIO;
     }
-    conn_rearm(c);
+    nfs_conn_rearm(c);
     return 0;
 }
 
@@ -494,9 +563,9 @@ static void disk_retry_now(void *arg)
         return;
     }
     for (unsigned i = 0; i < d->where.connections; i++)
-        if (d->conns[i].state == NFS_CONNECTING)
-            return;             /* its own end will say more */
-    if (conn_start(&d->conns[0]) == -ENOMEM)
+        if (d->conns[i])
+            return;             /* it connects: its own end will say more */
+    if (conn_start(d, 0) == -ENOMEM)
         disk_retry(d);
 }
 
@@ -506,8 +575,8 @@ static bool disk_hook(void *arg)
     struct nfs_disk *d = arg;
     bool work = false;
     for (unsigned i = 0; i < d->where.connections; i++) {
-        struct nfs_conn *c = &d->conns[i];
-        if (c->dirty && c->state == NFS_READY && !c->in_service) {
+        struct nfs_conn *c = d->conns[i];
+        if (c && c->dirty && c->state == NFS_READY && !c->in_service) {
             conn_service(c, EPOLLOUT);
             work = true;
         }
@@ -518,31 +587,27 @@ static bool disk_hook(void *arg)
 void nfs_conns_more(struct nfs_disk *d)
 {
     for (unsigned i = 0; i < d->where.connections; i++)
-        if (d->conns[i].state == NFS_DOWN && conn_start(&d->conns[i]))
+        if (!d->conns[i] && conn_start(d, i))
             break;
 }
 
 int nfs_conns_start(struct nfs_disk *d, struct blk_error *e)
 {
-    struct nfs_conn *c = &d->conns[0];
-
-    nfs_calls_init(&d->waiting);
-    for (unsigned i = 0; i < d->where.connections; i++)
-        d->conns[i].d = d;
+    TAILQ_INIT(&d->waiting);
     d->tick.fn = disk_tick;
     d->retry.fn = disk_retry_now;
     d->tick.arg = d->retry.arg = d->hook.arg = d;
     d->hook.fn = disk_hook;
     blk_hook_add(d->loop, &d->hook);
     d->opening = true;
-    int r = conn_start(c);
+    int r = conn_start(d, 0);
     if (!r) {
         d->opener = co_self();
         co_yield();
     }
-    if (c->state == NFS_READY)
+    if (disk_has_ready(d))
         return 0;
-    return blk_err(e, r == -ENOMEM ? ENOMEM : EIO, "%s", c->cause[0] ? c->cause :
+    return blk_err(e, r == -ENOMEM ? ENOMEM : EIO, "%s", d->cause[0] ? d->cause :
                    "cannot connect");
 }
 
@@ -553,6 +618,7 @@ void nfs_conns_stop(struct nfs_disk *d)
     blk_timer_cancel(d->loop, &d->retry);
     blk_hook_del(d->loop, &d->hook);
     for (unsigned i = 0; i < d->where.connections; i++)
-        if (d->conns[i].nfs)
-            conn_drop(&d->conns[i]);
+        if (d->conns[i])
+            nfs_conn_free(d->conns[i]);
+    nfs_stale_end(d);
 }

@@ -211,7 +211,7 @@ static bool write_must_wait(struct nfs_disk *d, const struct blk_req *req)
     uint64_t used = d->kept_bytes + d->writing_bytes;
     if (d->replaying)
         return true;
-    return used && used + req->length > NFS_KEPT_MAX && !d->net.given_up;
+    return used && used + req->length > NFS_KEPT_MAX && !nfs_changes_fail(d);
 }
 
 static void write_start(struct nfs_disk *d, struct blk_req *req)

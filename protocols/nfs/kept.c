@@ -443,7 +443,7 @@ int nfs_commit(struct nfs_disk *d)
             upto = d->seq;
     }
     /* The server's own error is final; when it cannot be reached the data stays here. */
-    if (r && !d->lost && !d->net.given_up)
+    if (r && !d->lost && !nfs_changes_fail(d))
         kept_give_up(d, r);
     r = d->lost ? d->lost : r;
     co_unlock(&d->commit_lock);

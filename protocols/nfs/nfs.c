@@ -139,7 +139,7 @@ static int where_options(struct nfs_where *w, struct blk_opts *o, struct blk_err
 static void disk_free(struct nfs_disk *d)
 {
     nfs_kept_free(d);
-    if (d->conns[0].d)
+    if (d->hook.fn)
         nfs_conns_stop(d);
     nfs_io_free(d);
     free(d->where.host);
@@ -258,8 +258,8 @@ static int disk_find(struct nfs_disk *d, struct blk_error *e)
         r = -EISDIR;
     else if (!r && !d->attrs.regular)
         return blk_err(e, EINVAL, "not a regular file");
-    if (r && d->conns[0].state == NFS_DOWN)
-        return blk_err(e, -r, "%s", d->conns[0].cause);
+    if (r && !d->conns[0])
+        return blk_err(e, -r, "%s", d->cause);
     return r ? blk_err_errno(e, -r, "'%s'", d->where.file) : 0;
 }
 

@@ -5,6 +5,7 @@
  *   io.c       the requests of a disk: READ, WRITE, FLUSH as RPCs
  *   kept.c     written data that the server may still lose, and how it gets there again
  *   conn.c     connections: made, watched, lost, made again; calls sent again
+ *   stale.c    connections that are given up while the server may still execute writes
  *   errand.c   short-lived contexts: MOUNT, and what only libnfs's upper half can do
  *   v3.c v4.c  calls as NFSv3 procedures and NFSv4.0 compounds
  *
@@ -22,6 +23,7 @@
 
 #include <nfsc/libnfs.h>
 #include <nfsc/libnfs-raw.h>
+#include <sys/queue.h>
 
 #define NFS_FH_MAX        128u              /* NFS4_FHSIZE; NFSv3: 64 */
 #define NFS_XFER_MIN      1024u             /* what FSINFO says is clamped to these */
@@ -52,6 +54,12 @@ enum nfs_op {
     NFS_READ, NFS_WRITE, NFS_COMMIT,
 };
 
+/* Does the server change something when it executes it? */
+static inline bool nfs_op_changes(enum nfs_op op)
+{
+    return op == NFS_WRITE || op == NFS_SETSIZE || op == NFS_MAKE || op == NFS_UNLINK;
+}
+
 /* One RPC, sent again until the server has answered or the policy says EIO.
  * Everything it points to stays the caller's and valid until done(). */
 struct nfs_call {
@@ -78,20 +86,31 @@ struct nfs_call {
     uint32_t rtmax, wtmax;                  /* FSINFO */
 
     /* conn.c's own */
-    uint64_t start, sent;
+    struct nfs_disk *d;
+    uint64_t start;
     unsigned later;                         /* times the server asked to wait */
-    struct nfs_conn *conn;                  /* it is in flight on, or NULL */
-    struct nfs_call *next, **prev;
+    struct nfs_sent *sent;                  /* it is in flight as this, or NULL */
+    TAILQ_ENTRY(nfs_call) entry;
     struct blk_timer timer;
 };
+TAILQ_HEAD(nfs_calls, nfs_call);
 
-struct nfs_calls { struct nfs_call *first, **last; };
+/* A call as libnfs holds it: from sending to the answer, or the end of the connection. */
+struct nfs_sent {
+    struct nfs_call *call;                  /* NULL: it is no longer waited for here */
+    struct nfs_conn *conn;
+    uint64_t at;
+    bool changes;                           /* nfs_op_changes() */
+    bool given_up;                          /* counted in d->unaccounted */
+    TAILQ_ENTRY(nfs_sent) link;
+};
+TAILQ_HEAD(nfs_sents, nfs_sent);
 
 /* A version of the protocol. */
 struct nfs_version {
     int number;
     unsigned port;                          /* 0: the portmapper knows */
-    /* Encode and queue; libnfs copies all it needs.  -ENOMEM. */
+    /* Encode and queue, with call->sent for cb; libnfs copies all it needs.  -ENOMEM. */
     int (*send)(struct rpc_context *rpc, struct nfs_call *call, rpc_cb cb);
     /* data: the decoded reply, valid only now.  0, -errno or NFS_LATER. */
     int (*receive)(struct nfs_call *call, void *data);
@@ -101,19 +120,22 @@ int nfs3_errno(int status);                 /* NFSv3 and MOUNT status to 0, -err
 /* A reply's bytes into call's iov; -EPROTO when there are more than were asked for. */
 int nfs_take_data(struct nfs_call *call, const char *data, uint32_t len);
 
-enum nfs_conn_state { NFS_DOWN, NFS_CONNECTING, NFS_READY };
+enum nfs_conn_state { NFS_CONNECTING, NFS_READY, NFS_STALE };
 struct nfs_conn {
     struct nfs_disk *d;
     enum nfs_conn_state state;
-    struct nfs_context *nfs;
+    struct nfs_context *nfs;                /* NULL: stale, and libnfs is done with it */
     struct rpc_context *rpc;
+    int fd;                                 /* blk_net_hold(), or -1: connecting */
+    int error;                              /* the socket's, or 0 */
     struct blk_watch watch;
-    bool watched, in_service, failed, dirty;
+    bool watched, in_service, failed, dirty, ending;
     struct blk_timer timer;                 /* of an attempt to connect */
     uint64_t heard;                         /* last reply */
-    struct nfs_calls inflight;              /* oldest first */
-    struct nfs_calls odd;                   /* libnfs gave an error instead of a reply */
-    unsigned ninflight;
+    struct nfs_sents inflight;              /* oldest first */
+    struct nfs_sents odd;                   /* libnfs gave an error instead of a reply */
+    unsigned ninflight, nchanges;           /* nchanges: those that change, odd ones too */
+    LIST_ENTRY(nfs_conn) link;              /* in d->stale */
     char cause[160];
 };
 
@@ -151,13 +173,18 @@ struct nfs_disk {
     struct blk_loop *loop;
     struct nfs_where where;
     struct blk_net net;
-    struct nfs_conn conns[NFS_CONNECTIONS_MAX];
+    struct nfs_conn *conns[NFS_CONNECTIONS_MAX];    /* NULL: down */
+    LIST_HEAD(nfs_stale, nfs_conn) stale;   /* see stale.c */
+    unsigned unaccounted;                   /* changes whose calls have failed, and that the
+                                               server may still make */
+    struct co_queue accounted;              /* close: for unaccounted == 0 */
     struct nfs_fhandle fh, dir;
     struct nfs_attrs attrs;                 /* at open */
     uint32_t max_transfer;
     bool opening;                           /* the first failure is final */
     bool closing;
     struct co *opener;                      /* waits for the first connection */
+    char cause[160];                        /* why opening failed */
 
     struct nfs_calls waiting;               /* for a connection */
     unsigned ncalls;                        /* not done yet */
@@ -188,13 +215,36 @@ struct nfs_disk {
 };
 
 /* conn.c */
-void nfs_calls_init(struct nfs_calls *q);
 int nfs_conns_start(struct nfs_disk *d, struct blk_error *e);   /* fiber; first one is up */
 void nfs_conns_more(struct nfs_disk *d);                        /* the others too */
 void nfs_conns_stop(struct nfs_disk *d);                        /* nothing is in flight */
 void nfs_call_start(struct nfs_disk *d, struct nfs_call *call);
 int nfs_call_wait(struct nfs_disk *d, struct nfs_call *call);   /* fiber: start, wait */
 struct nfs_context *nfs_context_new(const struct nfs_where *w);
+void nfs_call_done(struct nfs_disk *d, struct nfs_call *call, int err);
+void nfs_dispatch(struct nfs_disk *d);      /* send what waits */
+/* Calls in flight wait for a connection again, before the others; all, or those that
+ * change nothing. */
+void nfs_conn_take_back(struct nfs_conn *c, bool all);
+void nfs_conn_watch(struct nfs_conn *c, int fd, uint32_t events);   /* fd -1: nothing */
+/* Frees libnfs's part, or all: no call is in flight any more. */
+void nfs_conn_end_context(struct nfs_conn *c);
+void nfs_conn_free(struct nfs_conn *c);
+void nfs_conn_rearm(struct nfs_conn *c);    /* watch what libnfs waits for */
+
+/* stale.c */
+/* Instead of freeing it: changes are in flight.  alive: libnfs may go on with it. */
+void nfs_stale_add(struct nfs_conn *c, bool alive);
+void nfs_stale_broken(struct nfs_conn *c);  /* libnfs cannot go on; may free it */
+void nfs_stale_look(struct nfs_conn *c);    /* something has happened; may free it */
+void nfs_stale_expire(struct nfs_disk *d, uint64_t now);
+void nfs_sent_gone(struct nfs_conn *c, struct nfs_sent *s);     /* accounted for: frees it */
+void nfs_stale_end(struct nfs_disk *d);     /* fiber: wait, but not for ever; free them */
+/* Changes fail now, whether or not they could be sent. */
+static inline bool nfs_changes_fail(const struct nfs_disk *d)
+{
+    return d->net.given_up || d->unaccounted;
+}
 
 /* errand.c; fiber */
 int nfs_resolve(struct nfs_where *w, struct blk_error *e);

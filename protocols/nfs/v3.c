@@ -57,7 +57,7 @@ static int v3_send_data(struct rpc_context *rpc, struct nfs_call *call, rpc_cb c
 {
     if (call->op == NFS_READ) {
         READ3args a = { v3_handle(call->fh), call->offset, call->count };
-        return rpc_nfs3_read_async(rpc, cb, &a, call);
+        return rpc_nfs3_read_async(rpc, cb, &a, call->sent);
     }
     if (call->op == NFS_WRITE) {
         WRITE3args a = {
@@ -65,11 +65,11 @@ static int v3_send_data(struct rpc_context *rpc, struct nfs_call *call, rpc_cb c
             .stable = call->stable ? FILE_SYNC : UNSTABLE,
             .data = { call->count, call->data },
         };
-        return rpc_nfs3_write_async(rpc, cb, &a, call);
+        return rpc_nfs3_write_async(rpc, cb, &a, call->sent);
     }
     /* 0, 0: the whole file */
     COMMIT3args a = { v3_handle(call->fh), 0, 0 };
-    return rpc_nfs3_commit_async(rpc, cb, &a, call);
+    return rpc_nfs3_commit_async(rpc, cb, &a, call->sent);
 }
 
 static int v3_send_make(struct rpc_context *rpc, struct nfs_call *call, rpc_cb cb)
@@ -78,7 +78,7 @@ static int v3_send_make(struct rpc_context *rpc, struct nfs_call *call, rpc_cb c
     a.how.mode = UNCHECKED;     /* may be sent twice */
     a.how.createhow3_u.obj_attributes.mode.set_it = 1;
     a.how.createhow3_u.obj_attributes.mode.set_mode3_u.mode = 0644;
-    return rpc_nfs3_create_async(rpc, cb, &a, call);
+    return rpc_nfs3_create_async(rpc, cb, &a, call->sent);
 }
 
 static int v3_send_size(struct rpc_context *rpc, struct nfs_call *call, rpc_cb cb)
@@ -86,7 +86,7 @@ static int v3_send_size(struct rpc_context *rpc, struct nfs_call *call, rpc_cb c
     SETATTR3args a = { .object = v3_handle(call->fh) };
     a.new_attributes.size.set_it = 1;
     a.new_attributes.size.set_size3_u.size = call->offset;
-    return rpc_nfs3_setattr_async(rpc, cb, &a, call);
+    return rpc_nfs3_setattr_async(rpc, cb, &a, call->sent);
 }
 
 static int v3_send(struct rpc_context *rpc, struct nfs_call *call, rpc_cb cb)
@@ -97,27 +97,27 @@ static int v3_send(struct rpc_context *rpc, struct nfs_call *call, rpc_cb cb)
     switch (call->op) {
     case NFS_LOOKUP: {
         LOOKUP3args a = { { fh, (char *)call->name } };
-        r = rpc_nfs3_lookup_async(rpc, cb, &a, call);
+        r = rpc_nfs3_lookup_async(rpc, cb, &a, call->sent);
         break;
     }
     case NFS_READLINK: {
         READLINK3args a = { fh };
-        r = rpc_nfs3_readlink_async(rpc, cb, &a, call);
+        r = rpc_nfs3_readlink_async(rpc, cb, &a, call->sent);
         break;
     }
     case NFS_GETATTR: {
         GETATTR3args a = { fh };
-        r = rpc_nfs3_getattr_async(rpc, cb, &a, call);
+        r = rpc_nfs3_getattr_async(rpc, cb, &a, call->sent);
         break;
     }
     case NFS_FSINFO: {
         FSINFO3args a = { fh };
-        r = rpc_nfs3_fsinfo_async(rpc, cb, &a, call);
+        r = rpc_nfs3_fsinfo_async(rpc, cb, &a, call->sent);
         break;
     }
     case NFS_UNLINK: {
         REMOVE3args a = { { fh, (char *)call->name } };
-        r = rpc_nfs3_remove_async(rpc, cb, &a, call);
+        r = rpc_nfs3_remove_async(rpc, cb, &a, call->sent);
         break;
     }
     case NFS_SETSIZE:

@@ -133,7 +133,7 @@ static int v4_queue_large(struct rpc_context *rpc, struct nfs_call *call, COMPOU
     if (!rpc_allocate_pdu2 || !rpc_queue_pdu || !rpc_free_pdu)
         return 1;
     struct rpc_pdu *pdu = rpc_allocate_pdu2(rpc, NFS4_PROGRAM, NFS_V4, NFSPROC4_COMPOUND, cb,
-                                            call, (zdrproc_t)zdr_COMPOUND4res,
+                                            call->sent, (zdrproc_t)zdr_COMPOUND4res,
                                             sizeof(COMPOUND4res), call->count);
     if (!pdu)
         return -ENOMEM;
@@ -156,7 +156,7 @@ static int v4_queue(struct rpc_context *rpc, struct nfs_call *call, COMPOUND4arg
         v4_large = false;
         w->data.data_len = V4_SMALL_WRITE;      /* the rest follows, as after a short write */
     }
-    return rpc_nfs4_compound_async(rpc, cb, args, call) ? -ENOMEM : 0;
+    return rpc_nfs4_compound_async(rpc, cb, args, call->sent) ? -ENOMEM : 0;
 }
 
 static int v4_send(struct rpc_context *rpc, struct nfs_call *call, rpc_cb cb)

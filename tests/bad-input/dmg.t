@@ -8,9 +8,9 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 sys.path.insert(0, os.path.join(HERE, "..", "formats"))
-from badinput import Test, case, file_hash, main               # noqa: E402
-from smallimg import (DMG_BZIP2, DMG_IGNORE, DMG_RAW, DMG_ZERO, DMG_ZLIB,   # noqa: E402
-                      dmg)
+from badinput import IMG, ORACLE_IMG, Test, case, file_hash, main, run    # noqa: E402
+from smallimg import (DMG_BZIP2, DMG_COMMENT, DMG_IGNORE, DMG_LZFSE, DMG_RAW,       # noqa: E402
+                      DMG_ZERO, DMG_ZLIB, dmg)
 
 Test.fmt = "dmg"
 SIMPLE = ((DMG_ZLIB, 8), (DMG_ZERO, 16), (DMG_RAW, 4))
@@ -107,6 +107,21 @@ def spoil(data):
 
 unreadable("a damaged zlib chunk", spoil)
 unreadable("a damaged bzip2 chunk", spoil, ((DMG_BZIP2, 8),) + SIMPLE[1:])
+
+
+@case("dmg: chunks of a kind that cannot be read are named, the others are read")
+def unread(t):
+    chunks = ((DMG_LZFSE, 8), (DMG_COMMENT, 0), (DMG_RAW, 4), (0x80000004, 4), (0x80000008, 4),
+              (DMG_LZFSE, 8))
+    path = save(t, dmg(chunks)[0])
+    words = ("convert", "-f", "dmg", "-O", "raw", path, t.path("out.raw"))
+    ours, theirs = t.run(IMG, *words), run(ORACLE_IMG, *words) if ORACLE_IMG else None
+    t.expect(ours.rc == 1 and "dmg-lzfse module is missing" in ours.err and
+             "unknown type 80000004" in ours.err and len(ours.lines) == 3, "%s" % ours)
+    t.expect(not theirs or theirs.err.replace("qemu-img:", "platter-img:") == ours.err,
+             "ours: %s\ntheirs: %s" % (ours, theirs))
+    r = t.io(path, "read -P 3 4k 2k", ro=True)
+    t.expect(r.rc == 0 and "failed" not in r.out, "%s" % r)
 
 
 def shorter(kind):

@@ -129,6 +129,27 @@ def far_payload(t):
     refused(t, data, "luks", ".", info=False)
 
 
+def costly(name, reason, *changes):
+    """What would take hours is refused before it begins; what the header says is shown."""
+    for kind in ("luks", "qcow2"):
+        @case("LUKS in %s: %s" % (kind, name))
+        def run_case(t, kind=kind):
+            data = fresh(t, kind)
+            start = header_at(data, kind)
+            for at, new in changes:
+                data[start + at:start + at + len(new)] = new
+            refused(t, data, kind, reason % start, info=False)
+            r = t.img("info", "-f", kind, t.path("test." + kind))
+            t.expect(r.rc == 0, "info: %s" % r)
+
+
+for n in (100000001, 0xffffffff):
+    costly("a slot of %d iterations" % n, r"Keyslot 0 asks for %d iterations \(LUKS header at "
+           r"%%#x\), more than 100000000" % n, slot(0, "iterations", n))
+    costly("a master key of %d iterations" % n, r"LUKS header at %%#x asks for %d iterations of the "
+           r"master key" % n, (164, struct.pack(">I", n)))
+
+
 def extension(name, offset, length, reason):
     @case("LUKS in qcow2: the extension's " + name)
     def run_case(t):

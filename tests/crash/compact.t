@@ -8,41 +8,22 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import replay                                                   # noqa: E402
+from tap import Bad, IMG, IO, QEMU_IMG, attempt, finish, must   # noqa: E402
 
-ROOT = os.path.dirname(os.path.dirname(HERE))
-B = os.path.join(ROOT, os.environ.get("B", "build"))
-IMG, IO = os.path.join(B, "platter-img"), os.path.join(B, "platter-io")
-QEMU_IMG = os.path.join(os.environ.get("ORACLE", os.path.join(ROOT, "build/oracle/bin")), "qemu-img")
 STATES = int(os.environ.get("COMPACT_STATES", "6"))
 SEED = int(os.environ.get("CRASH_SEED", "20260802"))
-count = 0
-failed = False
-
-
-class Bad(Exception):
-    pass
-
-
-def run(*argv, status=(0,)):
-    r = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=120)
-    if r.returncode not in status:
-        raise Bad("%s: exit %d\n%s\n%s" % (" ".join(map(str, argv)), r.returncode,
-                                           r.stdout[:1500], r.stderr[:1500]))
-    return r
 
 
 def io(name, *commands):
     words = [IO]
     for c in commands:
         words += ["-c", c]
-    run(*words, name)
+    must(*words, name)
 
 
 class Case:
@@ -59,16 +40,16 @@ class Case:
                 for _ in range(self.size // 4096):
                     n = rng.randrange(200, 3800)
                     f.write(rng.randbytes(n) + bytes(4096 - n))
-            run(QEMU_IMG, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", self.options,
-                "full.raw", "a.qcow2")
+            must(QEMU_IMG, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", self.options,
+                 "full.raw", "a.qcow2")
         else:
             more = []
             if self.backing:
                 with open("base.raw", "wb") as f:
                     f.write(rng.randbytes(self.size // 2))
                 more = ["-b", "base.raw", "-F", "raw"]
-            run(QEMU_IMG, "create", "-q", "-f", "qcow2", "-o", self.options, *more, "a.qcow2",
-                self.size)
+            must(QEMU_IMG, "create", "-q", "-f", "qcow2", "-o", self.options, *more, "a.qcow2",
+                 self.size)
         for s in range(self.snapshots + 1):
             commands = []
             for _ in range(self.rounds):
@@ -86,17 +67,17 @@ class Case:
                 commands.append("write -P 0 1M 2M")
             io("a.qcow2", *commands)
             if s < self.snapshots:
-                run(IMG, "snapshot", "-c", "s%d" % s, "a.qcow2")
+                must(IMG, "snapshot", "-c", "s%d" % s, "a.qcow2")
         if self.snapshots > 1:
-            run(IMG, "snapshot", "-d", "s0", "a.qcow2")
+            must(IMG, "snapshot", "-d", "s0", "a.qcow2")
         # Free space in front of what stays.
         io("a.qcow2", "discard 0 %d" % (self.size // 3 // 65536 * 65536))
 
     def views(self, name):
-        names = [s["name"] for s in json.loads(run(IMG, "snapshot", "-l", "--output=json",
-                                                   name).stdout)]
-        return [run(IMG, "digest", name).stdout.split()[0]] + [
-            run(IMG, "digest", "-l", s, name).stdout.split()[0] for s in names]
+        names = [s["name"] for s in json.loads(must(IMG, "snapshot", "-l", "--output=json",
+                                                    name).stdout)]
+        return [must(IMG, "digest", name).stdout.split()[0]] + [
+            must(IMG, "digest", "-l", s, name).stdout.split()[0] for s in names]
 
     def test(self):
         rng = random.Random(SEED)
@@ -108,16 +89,16 @@ class Case:
                 os.unlink(f)
         opts = "driver=qcow2,file.driver=logwrites,file.log=log,file.file.filename=b.qcow2"
         flags = ["-z"] if self.zeros else []
-        r = json.loads(run(IMG, "compact", "--output=json", *flags, "--image-opts", opts).stdout)
+        r = json.loads(must(IMG, "compact", "--output=json", *flags, "--image-opts", opts).stdout)
         after = os.path.getsize("b.qcow2")
         if self.views("b.qcow2") != before:
             raise Bad("the content changed")
-        run(QEMU_IMG, "check", "-f", "qcow2", "b.qcow2")
-        run(IMG, "check", "-f", "qcow2", "b.qcow2")
+        must(QEMU_IMG, "check", "-f", "qcow2", "b.qcow2")
+        must(IMG, "check", "-f", "qcow2", "b.qcow2")
         if r["moved-bytes"] == 0 or after >= length:
             raise Bad("nothing was gained: %s, %d -> %d" % (r, length, after))
         # As short as it can be: a second time finds nothing to do.
-        again = json.loads(run(IMG, "compact", "--output=json", "b.qcow2").stdout)
+        again = json.loads(must(IMG, "compact", "--output=json", "b.qcow2").stdout)
         if again["length"] != after and not self.compressed:
             raise Bad("the second time found more: %s" % again)
         events = replay.read_log("log")
@@ -137,13 +118,13 @@ class Case:
             with open("c.qcow2", "wb") as f:
                 f.write(disk.buf)
             try:
-                leaked += run(QEMU_IMG, "check", "-f", "qcow2", "c.qcow2",
-                              status=(0, 3)).returncode == 3
+                leaked += must(QEMU_IMG, "check", "-f", "qcow2", "c.qcow2",
+                               codes=(0, 3)).returncode == 3
                 if self.views("c.qcow2") != before:
                     raise Bad("the content changed")
                 if n % 4 == 3:          # and it may simply be run again
-                    run(IMG, "compact", "-q", "c.qcow2")
-                    run(QEMU_IMG, "check", "-f", "qcow2", "c.qcow2")
+                    must(IMG, "compact", "-q", "c.qcow2")
+                    must(QEMU_IMG, "check", "-f", "qcow2", "c.qcow2")
                     if self.views("c.qcow2") != before:
                         raise Bad("run again, it changed the content")
             except Bad as ex:
@@ -169,36 +150,10 @@ CASES = [
 ]
 
 
-def ok(good, name, why=""):
-    global count, failed
-    count += 1
-    failed |= not good
-    print("%sok %d - %s" % ("" if good else "not ", count, name), flush=True)
-    if not good:
-        print("\n".join("# " + line for line in why.split("\n")), flush=True)
-
-
-def main():
-    only = sys.argv[1:]
-    home = os.getcwd()
-    for c in CASES:
-        if only and c.name not in only:
-            continue
-        where = tempfile.mkdtemp(prefix="platter-compact.")
-        os.chdir(where)
-        try:
-            ok(True, "%s: %s" % (c.name, c.test()))
-        except (Bad, subprocess.TimeoutExpired, AssertionError, KeyError) as ex:
-            ok(False, c.name, "%s: %s" % (type(ex).__name__, ex))
-            if os.environ.get("KEEP"):
-                print("# kept: " + where)
-                continue
-        finally:
-            os.chdir(home)
-            if not os.environ.get("KEEP"):
-                shutil.rmtree(where)
-    print("1..%d" % count)
-    return 1 if failed else 0
-
-
-sys.exit(main())
+for case in CASES:
+    if case.name in sys.argv[1:] or not sys.argv[1:]:
+        with tempfile.TemporaryDirectory(prefix="platter-compact.") as place:
+            os.chdir(place)
+            attempt(case.name, case.test)
+            os.chdir("/")
+finish()

@@ -16,49 +16,20 @@ With sanitizers a quarter of the states.  CRASH_SEED and CRASH_STATES override."
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
-sys.path.insert(0, os.path.join(HERE, "..", "qcow2"))
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [TESTS, os.path.join(TESTS, "qcow2")]
 import bitmaps                                                  # noqa: E402
 import qcow2img as q                                            # noqa: E402
 import replay                                                   # noqa: E402
+from tap import BUILD, Bad, IMG, IO, QEMU_IMG, SAN, attempt, finish, must  # noqa: E402
 
-B = os.environ.get("B", "build")
-IMG = os.path.abspath(os.path.join(B, "platter-img"))
-IO = os.path.abspath(os.path.join(B, "platter-io"))
-WORKLOAD = os.path.abspath(os.path.join(B, "tests/crash/workload"))
-SAN = bool(os.environ.get("SAN")) or "san" in os.path.basename(B.rstrip("/"))
-STATES = int(os.environ.get("CRASH_STATES", "30" if SAN else "120"))
+WORKLOAD = os.path.join(BUILD, "tests/crash/workload")
+STATES = int(os.environ.get("CRASH_STATES", "20" if SAN else "80"))
 SEED = int(os.environ.get("CRASH_SEED", "20260801"))
 SIZE = 3 << 20
-
-
-def oracle():
-    for base in (os.environ.get("ORACLE", ""), os.path.join(B, "oracle/bin"), "build/oracle/bin"):
-        path = os.path.join(base, "qemu-img")
-        if base and os.access(path, os.X_OK):
-            return os.path.abspath(path)
-    return shutil.which("qemu-img")
-
-
-ORACLE = oracle()
-
-
-class Bad(Exception):
-    pass
-
-
-def run(*argv):
-    return subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=60)
-
-
-def must(r, codes, what):
-    if r.returncode not in codes:
-        raise Bad("%s: exit %d\n%s\n%s" % (what, r.returncode, r.stdout[:1500], r.stderr[:1500]))
 
 
 class Case:
@@ -83,20 +54,20 @@ class Case:
                     f.write(rng.randbytes(65536) if rng.random() < 0.7 else bytes(65536))
             base = "base.raw"
             if self.backing == "qcow2":
-                must(run(IMG, "convert", "-f", "raw", "-O", "qcow2", self.path("base.raw"),
-                         self.path("base.qcow2")), (0,), "convert")
+                must(IMG, "convert", "-f", "raw", "-O", "qcow2", self.path("base.raw"),
+                     self.path("base.qcow2"))
                 base = "base.qcow2"
             words += ["-b", base, "-F", self.backing]
-        must(run(IMG, *words, self.image, SIZE), (0,), "create")
+        must(IMG, *words, self.image, SIZE)
         if self.compressed:
             self.make_compressed(options)
         if self.bitmap:
-            must(run(IMG, "bitmap", "--add", "-g", self.bitmap, self.image, "seen"), (0,), "bitmap")
+            must(IMG, "bitmap", "--add", "-g", self.bitmap, self.image, "seen")
         with open(self.image, "rb") as f:
             self.file = f.read()
         self.before = self.content(self.image)
-        must(run(WORKLOAD, self.seed, self.ops, "qcow2", self.image, self.log,
-                 *([self.compress] if self.compress else [])), (0,), "workload")
+        must(WORKLOAD, self.seed, self.ops, "qcow2", self.image, self.log,
+             *([self.compress] if self.compress else []))
         self.events = replay.read_log(self.log)
 
     def make_compressed(self, options):
@@ -106,32 +77,24 @@ class Case:
             for _ in range(SIZE // 4096):
                 n = rng.randrange(200, 3800)
                 f.write(rng.randbytes(n) + bytes(4096 - n))
-        must(run(ORACLE, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw,
-                 self.image), (0,), "convert -c")
+        must(QEMU_IMG, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, raw,
+             self.image)
 
     def path(self, name):
         return os.path.join(self.dir, name)
 
     def content(self, image):
         out = self.path("out.raw")
-        must(run(IMG, "convert", "-f", "qcow2", "-O", "raw", image, out), (0,), "convert")
+        must(IMG, "convert", "-f", "qcow2", "-O", "raw", image, out)
         with open(out, "rb") as f:
             return f.read()
-
-    def points(self, rng):
-        """Crash points: around each end of a flush, and anywhere."""
-        flushes = [i for i, e in enumerate(self.events) if e.type == "F" and e.over is not None]
-        near = [self.events[i].over + d for i in flushes for d in (0, 1)] + flushes
-        pick = rng.sample(near, min(len(near), STATES // 2))
-        pick += [rng.randrange(1, len(self.events)) for _ in range(STATES - len(pick) - 1)]
-        return sorted(pick) + [len(self.events)]
 
     def run(self):
         self.start()
         rng = random.Random(self.seed + 1)
         host = replay.Host(self.events, self.file)
         self.leaked = self.dirty = self.believed = 0
-        for n, point in enumerate(self.points(rng)):
+        for n, point in enumerate(replay.crash_points(rng, self.events, STATES)):
             host.advance(point)
             how = ("none", "all", "random", "random", "random")[n % 5]
             disk = host.crash(rng, how)
@@ -145,6 +108,7 @@ class Case:
                 raise Bad("state %d: crash at record %d of %d, %s of %d in doubt (seed %d; file "
                           "kept as %s)\n%s" % (n, point, len(self.events), how, len(host.doubt),
                                                self.seed, kept, ex)) from None
+        return "%d crash states (%d leaked, %d dirty)" % (STATES, self.leaked, self.dirty)
 
     def verify(self, n, disk, may):
         image = self.path("crash.qcow2")
@@ -155,8 +119,7 @@ class Case:
         dirty = bool(self.version3() and q.field(image, "incompatible_features") & 1)
         self.dirty += dirty
         if not dirty:
-            r = run(IMG, "check", "-f", "qcow2", image)
-            must(r, (0, 3), "check of the crashed image")
+            r = must(IMG, "check", "-f", "qcow2", image, codes=(0, 3))
             self.leaked += r.returncode == 3
         seen = self.content(image)
         at = replay.wrong_sector(seen, may, self.before)
@@ -199,20 +162,19 @@ class Case:
         """A writable open (which repairs a dirty image) harms nothing."""
         copy = self.path("copy.qcow2")
         shutil.copyfile(image, copy)
-        r = run(IO, "-f", "qcow2", "-c", "write -P 0x5a 100k 70k", "-c", "discard 400k 256k", copy)
-        must(r, (0,), "writing to the crashed image")
-        must(run(IMG, "check", "-f", "qcow2", copy), (0, 3), "check after writing to it")
+        must(IO, "-f", "qcow2", "-c", "write -P 0x5a 100k 70k", "-c", "discard 400k 256k", copy)
+        must(IMG, "check", "-f", "qcow2", copy, codes=(0, 3))
         now = self.content(copy)
         if now[:102400] != seen[:102400] or now[700 << 10:] != seen[700 << 10:]:
             raise Bad("writing to the crashed image changed other guest data")
 
     def repaired(self, image, seen, n):
-        must(run(IMG, "check", "-f", "qcow2", "-r", "all", image), (0,), "check -r all")
-        must(run(IMG, "check", "-f", "qcow2", image), (0,), "check after the repair")
+        must(IMG, "check", "-f", "qcow2", "-r", "all", image)
+        must(IMG, "check", "-f", "qcow2", image)
         if self.content(image) != seen:
             raise Bad("the repair changed guest data")
-        if n % 10 == 0 and ORACLE:
-            must(run(ORACLE, "check", "-f", "qcow2", image), (0,), "the oracle's check")
+        if n % 10 == 0:
+            must(QEMU_IMG, "check", "-f", "qcow2", image)
 
 
 class Harness(Case):
@@ -221,14 +183,13 @@ class Harness(Case):
 
     def run(self):
         self.image, self.log = self.path("raw.img"), self.path("log")
-        self.leaked = self.dirty = 0
         base = bytes(SIZE)
         with open(self.image, "wb") as f:
             f.write(base)
-        must(run(WORKLOAD, self.seed, self.ops, "raw", self.image, self.log), (0,), "workload")
+        must(WORKLOAD, self.seed, self.ops, "raw", self.image, self.log)
         self.events = replay.read_log(self.log)
         rng = random.Random(self.seed + 1)
-        points = self.points(rng)
+        points = replay.crash_points(rng, self.events, STATES)
         if self.violations(points, rng, base):
             raise Bad("a correct state was taken for a wrong one")
         for e in self.events:
@@ -269,31 +230,12 @@ CASES = [
     Case("compressed writes, 4k clusters over raw", ["cluster_size=4k"], "raw", compress=4096),
     Case("compressed writes, 64k clusters, zstd",
          ["cluster_size=64k", "compression_type=zstd"], compress=65536),
+    Case("compressed clusters", ["cluster_size=4k"], compressed=True),
 ]
-if ORACLE:
-    CASES.append(Case("compressed clusters", ["cluster_size=4k"], compressed=True))
 
 
-def main():
-    only = sys.argv[1:]
-    cases = [c for c in CASES if not only or c.name in only]
-    print("1..%d" % len(cases))
-    failed = False
-    for i, c in enumerate(cases, 1):
-        c.dir = tempfile.mkdtemp(prefix="platter-crash.", dir=os.environ.get("TMPDIR", "/tmp"))
-        try:
-            c.run()
-            print("ok %d - %s: %d crash states (%d leaked, %d dirty)" %
-                  (i, c.name, STATES, c.leaked, c.dirty))
-        except (Bad, subprocess.TimeoutExpired, AssertionError, KeyError) as ex:
-            failed = True
-            print("not ok %d - %s" % (i, c.name))
-            text = "%s: %s" % (type(ex).__name__, ex)
-            print("\n".join("# " + line for line in text.split("\n")))
-        finally:
-            shutil.rmtree(c.dir, ignore_errors=True)
-        sys.stdout.flush()
-    return 1 if failed else 0
-
-
-sys.exit(main())
+for case in CASES:
+    if case.name in sys.argv[1:] or not sys.argv[1:]:
+        with tempfile.TemporaryDirectory(prefix="platter-crash.") as case.dir:
+            attempt(case.name, case.run)
+finish()

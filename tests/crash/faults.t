@@ -13,13 +13,11 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "qcow2"))
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [TESTS, os.path.join(TESTS, "qcow2")]
 import qcow2img as q                                            # noqa: E402
+from tap import Bad, IMG, IO, SAN, attempt, finish, must        # noqa: E402
 
-B = os.environ.get("B", "build")
-IMG = os.path.abspath(os.path.join(B, "platter-img"))
-IO = os.path.abspath(os.path.join(B, "platter-io"))
-SAN = bool(os.environ.get("SAN")) or "san" in os.path.basename(B.rstrip("/"))
 MAX_N = int(os.environ.get("FAULT_MAX", "12" if SAN else "40"))
 ENOUGH = 6
 SIZE = 2 << 20
@@ -43,27 +41,9 @@ CASES = [
 ]
 
 
-class Bad(Exception):
-    pass
-
-
-def run(*argv):
-    r = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=60)
-    if r.returncode < 0 or "Sanitizer" in r.stderr or "runtime error" in r.stderr:
-        raise Bad("crashed (%d): %s\n%s" %
-                  (r.returncode, " ".join(map(str, argv)), r.stderr[:2000]))
-    return r
-
-
-def must(r, codes, what):
-    if r.returncode not in codes:
-        raise Bad("%s: exit %d\n%s\n%s" % (what, r.returncode, r.stdout[:1000], r.stderr[:1000]))
-    return r
-
-
 def content(tmp, image):
     out = os.path.join(tmp, "out.raw")
-    must(run(IMG, "convert", "-f", "qcow2", "-O", "raw", image, out), (0,), "convert")
+    must(IMG, "convert", "-f", "qcow2", "-O", "raw", image, out)
     with open(out, "rb") as f:
         return f.read()
 
@@ -86,57 +66,45 @@ def one(tmp, template, op, err, sticky, nth):
     shutil.copyfile(template, image)
     opts = "driver=qcow2,file.driver=fault,file.op=%s,file.nth=%d,file.errno=%s%s," \
            "file.file.filename=%s" % (op, nth, err, ",file.sticky=on" if sticky else "", image)
-    r = run(IO, "--image-opts", *[w for c in SCRIPT for w in ("-c", c)], opts)
-    must(r, (0, 1), "the script")
+    r = must(IO, "--image-opts", *[w for c in SCRIPT for w in ("-c", c)], opts, codes=(0, 1))
     if err == "ENOSPC" and r.returncode and "No space left" not in r.stdout + r.stderr:
         raise Bad("ENOSPC became something else: %s%s" % (r.stdout, r.stderr))
     if not q.field(image, "incompatible_features") & q.INCOMPAT_DIRTY:
-        must(run(IMG, "check", "-f", "qcow2", image), (0, 3), "check afterwards")
+        must(IMG, "check", "-f", "qcow2", image, codes=(0, 3))
     before = content(tmp, image)
     verify(before)
-    must(run(IMG, "check", "-f", "qcow2", "-r", "all", image), (0,), "check -r all")
+    must(IMG, "check", "-f", "qcow2", "-r", "all", image)
     if content(tmp, image) != before:
         raise Bad("the repair changed guest data")
-    must(run(IO, "-f", "qcow2", "-c", "write -q -P 9 0 2M", "-c", "read -q -P 9 0 2M", image), (0,),
-         "writing again")
-    must(run(IMG, "check", "-f", "qcow2", image), (0,), "check in the end")
+    must(IO, "-f", "qcow2", "-c", "write -q -P 9 0 2M", "-c", "read -q -P 9 0 2M", image)
+    must(IMG, "check", "-f", "qcow2", image)
     return r.returncode != 0
 
 
 def make(tmp, options):
     path = os.path.join(tmp, "template.qcow2")
-    must(run(IMG, "create", "-q", "-f", "qcow2", "-o", options, path, SIZE), (0,), "create")
-    must(run(IO, "-f", "qcow2", "-c", "write -q -P 1 0 256k", path), (0,), "write")
+    must(IMG, "create", "-q", "-f", "qcow2", "-o", options, path, SIZE)
+    must(IO, "-f", "qcow2", "-c", "write -q -P 1 0 256k", path)
     return path
 
 
-def main():
-    layouts = ["cluster_size=64k", "cluster_size=512", "cluster_size=4k,lazy_refcounts=on"]
-    print("1..%d" % (len(CASES) * len(layouts)))
-    failed, i = False, 0
-    for options in layouts:
-        tmp = tempfile.mkdtemp(prefix="platter-fault.", dir=os.environ.get("TMPDIR", "/tmp"))
-        template = make(tmp, options)
-        for name, op, err, sticky in CASES:
-            i += 1
-            hit, nth = 0, 0
-            try:
-                missed = 0
-                for nth in range(1, MAX_N + 1):
-                    seen = one(tmp, template, op, err, sticky, nth)
-                    hit += seen
-                    missed = 0 if seen else missed + 1
-                    if missed == ENOUGH:        # N is past the last request of the kind
-                        break
-                print("ok %d - %s: %s (N = 1..%d, %d seen by the guest)" %
-                      (i, options, name, nth, hit))
-            except (Bad, subprocess.TimeoutExpired) as ex:
-                failed = True
-                print("not ok %d - %s: %s" % (i, options, name))
-                print("\n".join("# " + t for t in ("N = %d: %s" % (nth, ex)).split("\n")))
-            sys.stdout.flush()
-        shutil.rmtree(tmp, ignore_errors=True)
-    return 1 if failed else 0
+def every(tmp, template, op, err, sticky):
+    """One N after the other, until some are past the last request of the kind."""
+    hit = missed = nth = 0
+    while nth < MAX_N and missed < ENOUGH:
+        nth += 1
+        try:
+            seen = one(tmp, template, op, err, sticky, nth)
+        except (Bad, subprocess.TimeoutExpired) as ex:
+            raise Bad("N = %d: %s" % (nth, ex)) from None
+        hit += seen
+        missed = 0 if seen else missed + 1
+    return "N = 1..%d, %d seen by the guest" % (nth, hit)
 
 
-sys.exit(main())
+for layout in ("cluster_size=64k", "cluster_size=512", "cluster_size=4k,lazy_refcounts=on"):
+    with tempfile.TemporaryDirectory(prefix="platter-fault.") as place:
+        image = make(place, layout)
+        for case, *fault in CASES:
+            attempt("%s: %s" % (layout, case), lambda: every(place, image, *fault))
+finish()

@@ -8,20 +8,14 @@ around the ends of flushes and anywhere, with none, all or some of what was not 
 CRASH_SEED and CRASH_STATES override."""
 import os
 import random
-import shutil
-import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import replay                                                   # noqa: E402
+from tap import BUILD, Bad, IMG, QEMU_IMG, SAN, attempt, finish, must  # noqa: E402
 
-B = os.environ.get("B", "build")
-IMG = os.path.abspath(os.path.join(B, "platter-img"))
-WORKLOAD = os.path.abspath(os.path.join(B, "tests/crash/workload"))
-ORACLE = os.path.join(os.environ.get("ORACLE", "build/oracle/bin"), "qemu-img")
-SAN = bool(os.environ.get("SAN")) or "san" in os.path.basename(B.rstrip("/"))
+WORKLOAD = os.path.join(BUILD, "tests/crash/workload")
 STATES = int(os.environ.get("CRASH_STATES", "8" if SAN else "20"))
 SEED = int(os.environ.get("CRASH_SEED", "20260802"))
 
@@ -40,35 +34,15 @@ CASES = [
 REPAIRED = ("vhdx", "parallels")        # formats whose check has -r
 
 
-class Bad(Exception):
-    pass
-
-
-def must(*argv, codes=(0,)):
-    r = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=120)
-    if r.returncode not in codes:
-        raise Bad("%s: exit %d\n%s\n%s" % (" ".join(map(str, argv)), r.returncode,
-                                           r.stdout[:1000], r.stderr[:1000]))
-    return r
-
-
 def content(img, fmt, image, out):
     must(img, "convert", "-f", fmt, "-O", "raw", image, out)
     with open(out, "rb") as f:
         return f.read()
 
 
-def points(rng, events):
-    flushes = [i for i, e in enumerate(events) if e.type == "F" and e.over is not None]
-    near = [events[i].over + d for i in flushes for d in (0, 1)] + flushes
-    pick = rng.sample(near, min(len(near), STATES * 2 // 3))
-    pick += [rng.randrange(1, len(events)) for _ in range(STATES - len(pick) - 1)]
-    return sorted(pick) + [len(events)]
-
-
 def verify(fmt, image, may, before, out, n):
     """By us or by QEMU: repaired (which replays a log), clean, and right."""
-    first, second = (IMG, ORACLE) if n % 2 else (ORACLE, IMG)
+    first, second = (IMG, QEMU_IMG) if n % 2 else (QEMU_IMG, IMG)
     repair = ["-r", "all"] if fmt in REPAIRED else []
     for img, words in ((first, repair), (first, []), (second, [])):
         r = must(img, "check", "-f", fmt, *words, image, codes=(0, 2, 63))
@@ -93,7 +67,7 @@ def run_case(tmp, fmt, options, size, ops):
     must(WORKLOAD, SEED, ops, fmt, image, log)
     events, rng, before = replay.read_log(log), random.Random(SEED + 1), bytes(size)
     host = replay.Host(events, start)
-    for n, point in enumerate(points(rng, events)):
+    for n, point in enumerate(replay.crash_points(rng, events, STATES)):
         host.advance(point)
         how = ("none", "all", "random", "random", "random")[n % 5]
         with open(image, "wb") as f:
@@ -106,25 +80,10 @@ def run_case(tmp, fmt, options, size, ops):
                 f.write(host.crash(random.Random(0), "none").buf)
             raise Bad("state %d: crash at record %d of %d, %s of %d in doubt (seed %d)\n%s" % (
                 n, point, len(events), how, len(host.doubt), SEED, ex)) from None
+    return "%d crash states" % STATES
 
 
-def main():
-    print("1..%d" % len(CASES))
-    failed = False
-    for i, (name, *what) in enumerate(CASES, 1):
-        tmp = tempfile.mkdtemp(prefix="platter-crash.", dir=os.environ.get("TMPDIR", "/tmp"))
-        try:
-            run_case(tmp, *what)
-            print("ok %d - %s: %d crash states" % (i, name, STATES))
-        except (Bad, subprocess.TimeoutExpired, AssertionError, KeyError) as ex:
-            failed = True
-            print("not ok %d - %s" % (i, name))
-            print("\n".join("# " + line for line in
-                            ("%s: %s" % (type(ex).__name__, ex)).split("\n")))
-        finally:
-            shutil.rmtree(tmp, ignore_errors=True)
-        sys.stdout.flush()
-    return 1 if failed else 0
-
-
-sys.exit(main())
+for case, *args in CASES:
+    with tempfile.TemporaryDirectory(prefix="platter-crash.") as place:
+        attempt(case, lambda: run_case(place, *args))
+finish()

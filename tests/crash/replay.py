@@ -1,6 +1,7 @@
 """
 replay.py - every file that a crash may have left, from a log of formats/logwrites.c
-and tests/crash/workload.c.
+and tests/crash/workload.c.  Where several files are logged, each with a tag of its own,
+there is a Host for each; flushes of one say nothing of the other.
 
 What is certain after a crash at a point of the log: writes that were over before a
 flush was submitted that is itself over by then, and FUA writes that are over.  Of
@@ -18,10 +19,10 @@ WRITE, ZEROES, DISCARD, FLUSH, FUA_WRITE = 1, 2, 3, 4, 5
 
 
 class Event:
-    __slots__ = ("type", "flags", "id", "offset", "length", "data", "over", "ok")
+    __slots__ = ("type", "flags", "tag", "id", "offset", "length", "data", "over", "ok")
 
-    def __init__(self, kind, flags, ident, offset, length, data):
-        self.type, self.flags, self.id = kind, flags, ident
+    def __init__(self, kind, flags, tag, ident, offset, length, data):
+        self.type, self.flags, self.tag, self.id = kind, flags, tag, ident
         self.offset, self.length, self.data = offset, length, data
         self.over = None                # index of the record that ended it
         self.ok = False                 # ... without an error
@@ -33,7 +34,7 @@ def read_log(path):
         raw = f.read()
     events, host, guest, pos = [], {}, {}, 0
     while pos < len(raw):
-        magic, kind, flags, _, ident, offset, length = RECORD.unpack_from(raw, pos)
+        magic, kind, flags, tag, ident, offset, length = RECORD.unpack_from(raw, pos)
         assert magic == MAGIC, "the log is damaged at %d" % pos
         pos += RECORD.size
         kind = chr(kind)
@@ -41,16 +42,25 @@ def read_log(path):
         if kind == "W":
             data = raw[pos:pos + length]
             pos += length
-        e = Event(kind, flags, ident, offset, length, data)
+        e = Event(kind, flags, tag, ident, offset, length, data)
         if kind in "WZDFT":
-            host[ident] = e
+            host[tag, ident] = e
         elif kind == "g":
             guest[ident] = e
         elif kind in "Cc":
-            begun = (host if kind == "C" else guest).pop(ident)
+            begun = host.pop((tag, ident)) if kind == "C" else guest.pop(ident)
             begun.over, begun.ok = len(events), offset == 0
         events.append(e)
     return events
+
+
+def crash_points(rng, events, n):
+    """n points of the log: half of them around flushes, the others anywhere, and its end."""
+    flushes = [i for i, e in enumerate(events) if e.type == "F" and e.over is not None]
+    near = [events[i].over + d for i in flushes for d in (0, 1)] + flushes
+    pick = rng.sample(near, min(len(near), n // 2))
+    pick += [rng.randrange(1, len(events)) for _ in range(n - len(pick) - 1)]
+    return sorted(pick) + [len(events)]
 
 
 class Disk:
@@ -89,10 +99,10 @@ class Disk:
 
 
 class Host:
-    """Walks the log forward; knows what is durable and what is in doubt."""
+    """Walks the log forward; knows what of a file is durable and what is in doubt."""
 
-    def __init__(self, events, content):
-        self.events, self.pos = events, 0
+    def __init__(self, events, content, tag=0):
+        self.events, self.pos, self.tag = events, 0, tag
         self.durable = Disk(content)
         self.doubt = []                 # submitted, not durable, in order
 
@@ -100,10 +110,10 @@ class Host:
         """To the crash point: records before it have happened."""
         while self.pos < point:
             e = self.events[self.pos]
-            if e.type in "WZDT":
+            if e.type in "WZDT" and e.tag == self.tag:
                 self.doubt.append((self.pos, e))
             self.pos += 1
-            if e.type == "C":
+            if e.type == "C" and e.tag == self.tag:
                 self._over(self.pos - 1)
 
     def _over(self, at):
@@ -127,7 +137,7 @@ class Host:
         """Index of a successful flush's end -> index of its submission."""
         if not hasattr(self, "_flushes"):
             self._flushes = {e.over: i for i, e in enumerate(self.events)
-                             if e.type == "F" and e.over is not None and e.ok}
+                             if e.type == "F" and e.tag == self.tag and e.over is not None and e.ok}
         return self._flushes
 
     def crash(self, rng, how):

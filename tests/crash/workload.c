@@ -2,9 +2,10 @@
  * workload.c - a guest for the crash tests: random writes, zeroes, discards and
  * flushes on an image whose file is logged (formats/logwrites.c).
  *
- *   workload SEED OPS FORMAT IMAGE LOG [CLUSTER]
+ *   workload SEED OPS FORMAT IMAGE LOG [CLUSTER [DATA]]
  *
- * With CLUSTER, half of the writes are of whole clusters, compressed.
+ * With CLUSTER (not 0), half of the writes are of whole clusters, compressed.  DATA is
+ * the image's data file, logged with tag 1.
  *
  * Each 512-byte sector that operation k writes holds "k << 32 | sector number" in
  * each of its 64 words, so that a reader can tell whose data it sees.  What the
@@ -35,7 +36,7 @@ enum kind { WRITE = 1, ZEROES, DISCARD, FLUSH, FUA_WRITE };
 struct record {
     uint32_t magic;
     uint8_t type, flags;
-    uint16_t zero;
+    uint16_t tag;
     uint64_t id, offset, length;
 };
 
@@ -163,7 +164,7 @@ static void start(struct guest *g, struct slot *s)
 }
 
 static int open_logged(struct guest *g, const char *format, const char *image, const char *log,
-                       struct blk_error *e)
+                       const char *data, struct blk_error *e)
 {
     struct blk_opts *o = blk_opts_new();
     struct blk_open_args a = { .opts = o, .flags = BLK_O_RDWR | BLK_O_UNMAP };
@@ -173,6 +174,13 @@ static int open_logged(struct guest *g, const char *format, const char *image, c
     blk_opts_set(o, "file.log", log);
     blk_opts_set(o, "file.file.driver", "file");
     blk_opts_set(o, "file.file.filename", image);
+    if (data) {
+        blk_opts_set(o, "data-file.driver", "logwrites");
+        blk_opts_set(o, "data-file.log", log);
+        blk_opts_set(o, "data-file.tag", "1");
+        blk_opts_set(o, "data-file.file.driver", "file");
+        blk_opts_set(o, "data-file.file.filename", data);
+    }
     int ret = blk_open(g->loop, &a, &g->node, e);
     blk_opts_free(o);
     return ret;
@@ -184,13 +192,14 @@ int main(int argc, char **argv)
     struct guest *g = calloc(1, sizeof(*g));
 
     blk_program = "workload";
-    if ((argc != 6 && argc != 7) || !g)
+    if (argc < 6 || argc > 8 || !g)
         return 2;
     g->rng = strtoull(argv[1], NULL, 0) * 0x9e3779b97f4a7c15ull + 1;
-    g->cluster = argc == 7 ? strtoull(argv[6], NULL, 0) : 0;
+    g->cluster = argc >= 7 ? strtoull(argv[6], NULL, 0) : 0;
     g->log = open(argv[5], O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     g->loop = blk_loop_new(&e);
-    if (g->log < 0 || !g->loop || open_logged(g, argv[3], argv[4], argv[5], &e) < 0) {
+    if (g->log < 0 || !g->loop ||
+        open_logged(g, argv[3], argv[4], argv[5], argc == 8 ? argv[7] : NULL, &e) < 0) {
         fprintf(stderr, "workload: %s\n", e.text);
         return 1;
     }

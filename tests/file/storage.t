@@ -13,13 +13,11 @@ import subprocess
 import sys
 import tempfile
 
-top = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..'))
-build = os.path.join(top, os.environ.get('B', 'build'))
-oracle = os.environ.get('ORACLE', os.path.join(top, 'build', 'oracle', 'bin'))
-IMG, IO = f'{build}/platter-img', f'{build}/platter-io'
-QIMG, QIO = f'{oracle}/qemu-img', f'{oracle}/qemu-io'
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import tap                                                      # noqa: E402
+from tap import IMG, IO, QEMU_IMG, QEMU_IO                      # noqa: E402
 
-work = tempfile.mkdtemp(prefix='platter-file-')
+work = tap.own_place('file')
 mounts, loops = [], []
 
 
@@ -28,40 +26,21 @@ def cleanup():
         subprocess.run(['umount', '-l', m], stderr=subprocess.DEVNULL)
     for dev in loops:
         subprocess.run(['losetup', '-d', dev], stderr=subprocess.DEVNULL)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 atexit.register(cleanup)
 
 
-class Tap:
-    count = failed = 0
-
-    def ok(self, good, name, *why):
-        self.count += 1
-        self.failed += not good
-        print(f'{"ok" if good else "not ok"} {self.count} - {name}')
-        if not good:
-            for line in '\n'.join(str(w) for w in why).splitlines():
-                print('#', line)
-        sys.stdout.flush()
-
-    def skip(self, why):
-        self.count += 1
-        print(f'ok {self.count} # SKIP {why}')
-
-
 def run(*argv):
     """Exit status and everything said, without the program's name."""
-    r = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                       timeout=120, stdin=subprocess.DEVNULL)
+    r = tap.run(*argv, stderr=subprocess.STDOUT)
     out = re.sub(r'^(qemu|platter)-(img|io): ', '', r.stdout, flags=re.M)
     return r.returncode, out
 
 
-def alike(tap, name, *args, tool='img', must_fail=True):
+def alike(name, *args, tool='img', must_fail=True):
     """Both programs, the same arguments: same status, same words."""
-    want = run(QIMG if tool == 'img' else QIO, *args)
+    want = run(QEMU_IMG if tool == 'img' else QEMU_IO, *args)
     got = run(IMG if tool == 'img' else IO, *args)
     tap.ok(got == want and (want[0] != 0) == must_fail, name, 'QEMU:', want, 'here:', got)
 
@@ -94,10 +73,10 @@ def digest(name):
 
 # ---- full file systems ---------------------------------------------------------------
 
-def full(tap):
+def full():
     at = mount('tmpfs', 'full', 'size=3m')
     if not at:
-        return tap.skip('no mounts here: full file systems')
+        return tap.skip('full file systems', 'no mounts here')
     src = random_file(path('src'), 4 << 20)
     for fmt in ('raw', 'qcow2'):
         out = os.path.join(at, 'out')
@@ -113,51 +92,51 @@ def full(tap):
     status, said = run(IO, '-f', 'qcow2', '-c', 'write -P 2 1M 4M', disk)
     tap.ok(status == 1 and 'No space left on device' in said,
            'D: a write to an image on a full file system fails with ENOSPC', status, said)
-    status, said = run(QIMG, 'check', '-f', 'qcow2', disk)
+    status, said = run(QEMU_IMG, 'check', '-f', 'qcow2', disk)
     tap.ok(status in (0, 3), 'D: after ENOSPC the image is clean, or leaks only', status, said)
-    status, said = run(QIO, '-r', '-f', 'qcow2', '-c', 'read -P 1 0 1M', disk)
+    status, said = run(QEMU_IO, '-r', '-f', 'qcow2', '-c', 'read -P 1 0 1M', disk)
     tap.ok(status == 0 and 'verification failed' not in said, 'D: old data are unharmed', said)
     os.unlink(filler)
     subprocess.run(['mount', '-o', 'remount,size=20m', at], check=True)
     status, said = run(IO, '-f', 'qcow2', '-c', 'write -P 2 1M 4M', '-c', 'read -P 2 1M 4M',
                        '-c', 'read -P 1 0 1M', disk)
     tap.ok(status == 0 and 'fail' not in said, 'D: with room the image works again', said)
-    alike(tap, 'preallocation that does not fit', 'create', '-q', '-f', 'raw', '-o',
+    alike('preallocation that does not fit', 'create', '-q', '-f', 'raw', '-o',
           'preallocation=falloc', os.path.join(at, 'big'), '100M')
 
 
 # ---- read-only and direct ---------------------------------------------------------------
 
-def read_only(tap):
+def read_only():
     at = mount('tmpfs', 'ro', 'size=8m')
     if not at:
-        return tap.skip('no mounts here: read-only file systems')
+        return tap.skip('read-only file systems', 'no mounts here')
     raw = random_file(os.path.join(at, 'raw'), 1 << 20)
     q = os.path.join(at, 'q')
-    run(QIMG, 'convert', '-f', 'raw', '-O', 'qcow2', raw, q)
+    run(QEMU_IMG, 'convert', '-f', 'raw', '-O', 'qcow2', raw, q)
     before = digest(q)
     subprocess.run(['mount', '-o', 'remount,ro', at], check=True)
     for args in (('info', q), ('map', '-f', 'raw', raw), ('check', q),
                  ('compare', '-f', 'raw', '-F', 'qcow2', raw, q)):
         status, said = run(IMG, *args)
         tap.ok(status == 0, f'{args[0]} works on read-only media', status, said)
-    alike(tap, 'writing to read-only media', 'resize', '-f', 'raw', raw, '2M')
-    alike(tap, 'creating on read-only media', 'create', '-q', '-f', 'raw',
+    alike('writing to read-only media', 'resize', '-f', 'raw', raw, '2M')
+    alike('creating on read-only media', 'create', '-q', '-f', 'raw',
           os.path.join(at, 'new'), '1M')
     tap.ok(digest(q) == before, 'A135: the image is unchanged')
 
 
-def direct(tap):
+def direct():
     at = mount('ramfs', 'ramfs')
     if not at:
-        return tap.skip('no mounts here: file systems without O_DIRECT')
+        return tap.skip('file systems without O_DIRECT', 'no mounts here')
     raw = random_file(os.path.join(at, 'raw'), 1 << 20)
     for mode in ('none', 'directsync'):
-        alike(tap, f'cache={mode} where O_DIRECT is refused', 'convert', '-f', 'raw', '-T', mode,
+        alike(f'cache={mode} where O_DIRECT is refused', 'convert', '-f', 'raw', '-T', mode,
               '-O', 'raw', raw, path('out'))
 
 
-def cache_modes(tap):
+def cache_modes():
     for where in ('/dev/shm', os.environ.get('TMPDIR') or '/var/tmp'):
         d = tempfile.mkdtemp(prefix='platter-file-', dir=where)
         try:
@@ -173,12 +152,12 @@ def cache_modes(tap):
 
 # ---- strange names ------------------------------------------------------------------------
 
-def strange(tap):
+def strange():
     os.mkdir(path('dir'))
     os.mkfifo(path('fifo'))
     for name in ('dir', 'absent'):
-        alike(tap, f'info of {name}', 'info', path(name))
-        alike(tap, f'create over {name}' if name == 'dir' else 'create in an absent directory',
+        alike(f'info of {name}', 'info', path(name))
+        alike(f'create over {name}' if name == 'dir' else 'create in an absent directory',
               'create', '-q', '-f', 'raw', path(name) if name == 'dir' else path(name, 'x'), '1M')
     for name in (path('fifo'), '/dev/zero', '/dev/full'):
         for args in (('info', name), ('check', '-f', 'qcow2', name),
@@ -188,7 +167,7 @@ def strange(tap):
             tap.ok(status == 1 and os.path.basename(name) in said and said.count('\n') == 1,
                    f'A75: {args[0]} of {os.path.basename(name)} is refused', status, said)
     long = 'x' * 300
-    alike(tap, 'a name that is too long', 'info', path(long))
+    alike('a name that is too long', 'info', path(long))
     with open(path('with:colon'), 'wb') as f:
         f.truncate(1 << 20)
     status, said = run(IMG, 'info', 'file:' + path('with:colon'))
@@ -208,16 +187,16 @@ def loop_device(name, size, sector=None):
     return loops[-1]
 
 
-def device(tap, sector):
+def device(sector):
     dev = loop_device(f'disk{sector}', 8 << 20, sector)
     if not dev:
         return tap.skip('no loop devices here')
     what = f'device with {sector}-byte sectors'
     src = random_file(path('src'), 8 << 20)
     for mode in ('writeback', 'none'):
-        run(QIO, '-f', 'raw', '-c', 'write -P 85 0 8M', dev)
+        run(QEMU_IO, '-f', 'raw', '-c', 'write -P 85 0 8M', dev)
         status, said = run(IMG, 'convert', '-n', '-f', 'raw', '-O', 'raw', '-t', mode, src, dev)
-        same = run(QIMG, 'compare', '-f', 'raw', '-F', 'raw', src, dev)
+        same = run(QEMU_IMG, 'compare', '-f', 'raw', '-F', 'raw', src, dev)
         tap.ok(status == 0 and same[0] == 0, f'{what}: convert to it, cache={mode}', said, same)
         status, said = run(IMG, 'convert', '-f', 'raw', '-O', 'raw', '-T', mode, dev, path('out'))
         tap.ok(status == 0 and digest(path('out')) == digest(src),
@@ -230,19 +209,19 @@ def device(tap, sector):
         status, said = run(IO, '-f', 'raw', *extra, *argv, dev)
         tap.ok(status == 0 and 'fail' not in said, f'{what}: zeroes, discards, odd writes', said)
     status, said = run(IMG, 'create', '-f', 'qcow2', dev, '1G')
-    check = run(QIMG, 'check', '-f', 'qcow2', dev)
+    check = run(QEMU_IMG, 'check', '-f', 'qcow2', dev)
     tap.ok(status == 0 and check[0] == 0, f'{what}: qcow2 on it', said, check)
     # Space for a cluster is where the file would grow; a device cannot.
     status, said = run(IO, '-f', 'qcow2', '-c', 'write -P 3 0 4M', '-c', 'read -P 3 0 4M', dev)
-    check = run(QIMG, 'check', '-f', 'qcow2', dev)
+    check = run(QEMU_IMG, 'check', '-f', 'qcow2', dev)
     tap.ok(status == 0 and 'fail' not in said and check[0] == 0, f'{what}: qcow2 written', said,
            check)
     status, said = run(IO, '-f', 'qcow2', '-c', 'write -P 3 0 16M', dev)
     tap.ok(status == 1 and 'No space left on device' in said, f'{what}: qcow2 fills it', said)
-    alike(tap, f'{what}: create larger than it', 'create', '-q', '-f', 'raw', dev, '1G')
-    alike(tap, f'{what}: create on it', 'create', '-q', '-f', 'raw', dev, '8M', must_fail=False)
-    alike(tap, f'{what}: grow it', 'resize', '-f', 'raw', dev, '1G')
-    alike(tap, f'{what}: shrink it', 'resize', '--shrink', '-f', 'raw', dev, '4M')
+    alike(f'{what}: create larger than it', 'create', '-q', '-f', 'raw', dev, '1G')
+    alike(f'{what}: create on it', 'create', '-q', '-f', 'raw', dev, '8M', must_fail=False)
+    alike(f'{what}: grow it', 'resize', '-f', 'raw', dev, '1G')
+    alike(f'{what}: shrink it', 'resize', '--shrink', '-f', 'raw', dev, '4M')
     opts = f'driver=raw,file.driver=host_device,file.filename={dev}'
     status, said = run(IO, '--image-opts', '-c', 'write -P 9 0 4k', '-c', 'read -P 9 0 4k', opts)
     tap.ok(status == 0 and 'fail' not in said, f'{what}: driver=host_device', said)
@@ -252,15 +231,15 @@ def device(tap, sector):
            'driver=host_device wants a device', said)
 
 
-def direct_4k(tap):
+def direct_4k():
     """A file system on 4 KiB sectors, where 512-byte O_DIRECT is refused."""
     dev = loop_device('fs4k', 64 << 20, 4096)
     if not dev or run('mkfs.ext4', '-q', '-b', '4096', dev)[0]:
-        return tap.skip('no loop devices or no mkfs.ext4 here: O_DIRECT on 4 KiB sectors')
+        return tap.skip('O_DIRECT on 4 KiB sectors', 'no loop devices or no mkfs.ext4 here')
     at = path('mnt4k')
     os.mkdir(at)
     if run('mount', dev, at)[0]:
-        return tap.skip('no mounts here: O_DIRECT on 4 KiB sectors')
+        return tap.skip('O_DIRECT on 4 KiB sectors', 'no mounts here')
     mounts.append(at)
     for size in (1 << 20, (1 << 20) + 512, (1 << 20) + 4095, 100):
         src = random_file(os.path.join(at, 'src'), size)
@@ -277,14 +256,12 @@ def direct_4k(tap):
         tap.ok(status == 0 and 'fail' not in said, f'4 KiB sectors, O_DIRECT: odd writes', said)
 
 
-tap = Tap()
-full(tap)
-read_only(tap)
-direct(tap)
-cache_modes(tap)
-strange(tap)
-device(tap, 512)
-device(tap, 4096)
-direct_4k(tap)
-print(f'1..{tap.count}')
-sys.exit(1 if tap.failed else 0)
+full()
+read_only()
+direct()
+cache_modes()
+strange()
+device(512)
+device(4096)
+direct_4k()
+tap.finish()

@@ -1,20 +1,18 @@
-#!/usr/bin/python3
+#!/usr/bin/env python3
 """interop.t - vdi, vpc, parallels and qcow between Platter and QEMU: each makes, fills and
 reads the other's images; map, info and check say the same of them; what cannot be done
 is refused in the same words."""
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
-BUILD = os.path.join(ROOT, os.environ.get("B", "build"))
-OURS, OUR_IO = (os.path.join(BUILD, "platter-" + x) for x in ("img", "io"))
-ORACLE = os.environ.get("ORACLE", os.path.join(ROOT, "build/oracle/bin"))
-THEIRS, THEIR_IO = (os.path.join(ORACLE, "qemu-" + x) for x in ("img", "io"))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import tap                                                      # noqa: E402
+from tap import IMG as OURS, IO as OUR_IO                       # noqa: E402
+from tap import QEMU_IMG as THEIRS, QEMU_IO as THEIR_IO, finish, ok  # noqa: E402
+
 MIB = 1 << 20
 
 CASES = [
@@ -50,22 +48,9 @@ REFUSED = [
     "convert -c -O vdi plain x", "convert -c -O vpc plain x", "convert -c -O parallels plain x",
 ]
 
-count = failed = 0
-
-
-def ok(good, name, said=""):
-    global count, failed
-    count += 1
-    print("%sok %d - %s" % ("" if good else "not ", count, name))
-    if not good:
-        failed += 1
-        print("\n".join("#   " + line for line in str(said).split("\n")[:40]))
-    sys.stdout.flush()
-
 
 def run(*argv):
-    r = subprocess.run([str(a) for a in argv], capture_output=True, text=True, timeout=120,
-                       stdin=subprocess.DEVNULL)
+    r = tap.run(*argv)
     name = os.path.basename(argv[0])
     return r.returncode, r.stdout.replace(name, "IMG"), r.stderr.replace(name, "IMG")
 
@@ -215,8 +200,7 @@ def main():
         overlay()
         refusals()
         os.chdir("/")
-    print("1..%d" % count)
-    return 1 if failed else 0
+    finish()
 
 
-sys.exit(main())
+main()

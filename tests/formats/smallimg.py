@@ -182,6 +182,7 @@ def seeds(fmt):
 
 
 DMG_ZERO, DMG_RAW, DMG_IGNORE, DMG_ZLIB, DMG_BZIP2 = 0, 1, 2, 0x80000005, 0x80000006
+DMG_LZFSE, DMG_COMMENT = 0x80000007, 0x7ffffffe
 DMG_TRAILER = {"data": (0x18, ">Q"), "rsrc": (0x28, ">Q"), "rsrc_len": (0x30, ">Q"),
                "plist": (0xd8, ">Q"), "plist_len": (0xe0, ">Q"), "sectors": (0x1ec, ">Q")}
 

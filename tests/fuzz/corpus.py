@@ -64,12 +64,30 @@ def with_bitmap():
     return img
 
 
+def luks_seeds():
+    """Headers of tests/fuzz/luks.c's image: zeros and 1 where it has digests, salts and
+    iterations of its own.  The first is opened by its password."""
+    for name, cipher, mode, digest, key, other in (
+            ("own", b"aes", b"cbc-plain64", b"sha1", 16, False),
+            ("two", b"aes", b"cbc-plain64", b"sha1", 16, True),
+            ("xts", b"aes", b"xts-plain64", b"sha256", 32, False),
+            ("essiv", b"aes", b"cbc-essiv:sha256", b"sha256", 16, False)):
+        room = -(-key * 4000 // 4096) * 8
+        head = struct.pack(">6sH32s32s32sII52xI40s", b"LUKS\xba\xbe", 1, cipher, mode, digest,
+                           8 + 8 * room, key, 1, b"6b3a5c61-7a38-4b4f-8e0e-3f0d2f6c9a10")
+        for i in range(8):
+            active = i == 0 or (other and i == 1)
+            head += struct.pack(">II32sII", 0x00ac71f3 if active else 0xdead, int(active),
+                                bytes(32), 8 + i * room, 4000)
+        yield name, head
+
+
 def make(fmt, directory):
     """Writes the seeds of a format; their paths."""
     if fmt == "qcow2":
         return [img.save(os.path.join(directory, name + ".qcow2")) for name, img in seeds()]
     paths = []
-    own = {"vmdk": vmdkimg.seeds, "vhdx": vhdximg.seeds}.get(fmt)
+    own = {"vmdk": vmdkimg.seeds, "vhdx": vhdximg.seeds, "luks": luks_seeds}.get(fmt)
     for name, data in own() if own else smallimg.seeds(fmt):
         paths.append(os.path.join(directory, "%s.%s" % (name, fmt)))
         with open(paths[-1], "wb") as f:

@@ -5,51 +5,40 @@ sanitizers this is where they matter; without, crashes and hangs are found."""
 import glob
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
+sys.path.insert(0, os.path.dirname(HERE))
 import corpus                                                   # noqa: E402
+from tap import BUILD, Bad, attempt, finish, own_place, run     # noqa: E402
 
-B = os.environ.get("B", "build")
-FORMATS = ("qcow2", "vdi", "vpc", "parallels", "vmdk", "vhdx", "qcow", "dmg")
+FORMATS = ("qcow2", "vdi", "vpc", "parallels", "vmdk", "vhdx", "qcow", "dmg", "luks")
 MUTATIONS = os.environ.get("FUZZ_MUTATIONS", "400")
 SEED = os.environ.get("FUZZ_SEED", "1")
 
 
+def harness(last, words):
+    r = run(*words, timeout=300, env=dict(os.environ, FUZZ_LAST=last))
+    if r.returncode:
+        raise Bad("exit %d\n%s" % (r.returncode, r.stderr[:3000]))
+
+
 def main():
-    tmp = tempfile.mkdtemp(prefix="platter-fuzz.", dir=os.environ.get("TMPDIR", "/tmp"))
-    runs = []
-    for fmt in FORMATS:
-        harness = os.path.abspath(os.path.join(B, "tests/fuzz", fmt))
-        runs += [("%s and %s mutations" % (os.path.basename(p), MUTATIONS),
-                  [harness, "-s", SEED, "-n", MUTATIONS, p]) for p in corpus.make(fmt, tmp)]
-        runs += [("found: %s" % os.path.basename(p), [harness, p])
-                 for p in sorted(glob.glob(os.path.join(HERE, "found", fmt, "*")))]
-    print("1..%d" % len(runs))
-    failed = False
+    tmp = own_place("fuzz")
     last = os.path.join(tmp, "last")
-    for i, (name, words) in enumerate(runs, 1):
-        try:
-            r = subprocess.run(words, capture_output=True, timeout=300,
-                               env=dict(os.environ, FUZZ_LAST=last))
-            why = None if r.returncode == 0 else "exit %d\n%s" % (
-                r.returncode, r.stderr.decode(errors="replace")[:3000])
-        except subprocess.TimeoutExpired:
-            why = "hangs"
-        if why is None:
-            print("ok %d - %s" % (i, name))
-        else:
-            failed = True
-            kept = os.path.join(os.environ.get("TMPDIR", "/tmp"), "fuzz-failed.%d" % i)
-            shutil.copyfile(last, kept)
-            print("not ok %d - %s" % (i, name))
-            print("\n".join("# " + line for line in ("%s\ninput: %s" % (why, kept)).split("\n")))
-        sys.stdout.flush()
-    shutil.rmtree(tmp, ignore_errors=True)
-    return 1 if failed else 0
+    for fmt in FORMATS:
+        program = os.path.join(BUILD, "tests/fuzz", fmt)
+        runs = [("%s and %s mutations" % (os.path.basename(p), MUTATIONS),
+                 [program, "-s", SEED, "-n", MUTATIONS, p]) for p in corpus.make(fmt, tmp)]
+        runs += [("found: %s" % os.path.basename(p), [program, p])
+                 for p in sorted(glob.glob(os.path.join(HERE, "found", fmt, "*")))]
+        for name, words in runs:
+            if not attempt(name, lambda: harness(last, words)):
+                kept = os.path.join(tempfile.gettempdir(), "fuzz-failed." + os.path.basename(words[-1]))
+                shutil.copyfile(last, kept)
+                print("# input: " + kept)
+    finish()
 
 
-sys.exit(main())
+main()

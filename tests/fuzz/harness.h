@@ -9,6 +9,9 @@
  * FUZZ_LOAD(node, data, size), FUZZ_SIZE: how the bytes become an image of that size, where
  * they are not that themselves.  Fiber.
  *
+ * FUZZ_START(loop): called once, before all.
+ * FUZZ_OPTIONS: with which it is opened, "key=value,...".
+ *
  * With clang's libFuzzer (make fuzz) LLVMFuzzerTestOneInput is called by that.  On
  * its own (tests/fuzz/corpus.t) it runs files once, and mutations of them:
  *   NAME [-n MUTATIONS] [-s SEED] FILE...
@@ -53,7 +56,18 @@ static struct blk_node *open_as(struct ctx *c, const char *format, unsigned flag
     struct blk_error e = BLK_ERROR_INIT;
     struct blk_node *n = NULL;
 
-    return blk_open(c->loop, &a, &n, &e) < 0 ? NULL : n;
+#ifdef FUZZ_OPTIONS
+    struct blk_opts *o = blk_opts_new();
+    if (strcmp(format, "raw")) {
+        blk_opts_parse(o, FUZZ_OPTIONS, NULL, NULL);
+        a.opts = o;
+    }
+    int ret = blk_open(c->loop, &a, &n, &e);
+    blk_opts_free(o);
+#else
+    int ret = blk_open(c->loop, &a, &n, &e);
+#endif
+    return ret < 0 ? NULL : n;
 }
 
 static int load_fiber(void *arg)
@@ -179,6 +193,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!loop) {
         blk_set_report(quiet, NULL);
         loop = blk_loop_new(NULL);
+#ifdef FUZZ_START
+        FUZZ_START(loop);
+#endif
     }
     c.loop = loop;
     if (!loop || !size || size > INPUT_MAX || !load(&c))

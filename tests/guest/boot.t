@@ -4,20 +4,12 @@
 # clean, and neither a kill nor a signal in the middle of writes corrupts them.
 # Runs on this machine's KVM or, without one, in the outer VM: never skipped.
 cd "$(dirname "$0")/../.." || exit 1
+. tests/tap.sh
 B=${B:-build}
 PATH=$PATH:/sbin:/usr/sbin
 img=$B/platter-img oracle=build/oracle/bin/qemu-img
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-n=0
-ok()
-{
-    local rc=$1
-    n=$((n + 1))
-    shift
-    if [ "$rc" = 0 ]; then echo "ok $n - $*"; else echo "not ok $n - $*"; fi
-    return "$rc"
-}
 # Show a file as diagnostics.
 diag() { sed 's/^/# /' "$1" | tail -n "${2:-30}"; }
 sum() { sha256sum < "$1" | cut -d' ' -f1; }
@@ -83,4 +75,4 @@ ok $? "the raw file holds what the guest wrote to that disk"
 debugfs -R "rdump /root/files $dir" "$dir/after.raw" 2>/dev/null
 (cd "$dir/files" && sha256sum --quiet -c ../files.sum) >"$dir/out" 2>&1
 ok $? "the guest's files, read out of the overlay, have the guest's checksums" || diag "$dir/out"
-echo "1..$n"
+tap_end

@@ -8,7 +8,7 @@ boot() # NAME KERNEL-WORDS [OPTION]...
 {
     local name=$1 words=$2
     shift 2
-    timeout 300 "${B:-build}/platter-run" --kernel build/kernel/vmlinuz --initrd "$dir/initrd" \
+    timeout -s USR1 -k 5 300 "${B:-build}/platter-run" --kernel build/kernel/vmlinuz --initrd "$dir/initrd" \
         --append "console=ttyS0 panic=-1 cryptomgr.notests $words" "$@" > "$dir/console.$name" 2>&1
     echo $? > "$dir/status.$name"
 }

@@ -8,7 +8,7 @@ dir=$1 at_once=$2 files=$3
 
 boot()
 {
-    timeout -k 5 600 "${B:-build}/platter-run" --kernel build/kernel/vmlinuz --initrd "$dir/initrd" \
+    timeout -s USR1 -k 5 600 "${B:-build}/platter-run" --kernel build/kernel/vmlinuz --initrd "$dir/initrd" \
         --append "console=ttyS0 quiet root=/dev/vda ro test.files=$files" --disk "$2" \
         --memory 256M --console "file:$dir/console.$1" </dev/null >"$dir/log.$1" 2>&1
     echo $? > "$dir/status.$1"

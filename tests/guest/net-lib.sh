@@ -1,5 +1,6 @@
 # net-lib.sh - what net-boot.t and net-killed.t share; sourced.  $dir is the test's.
 
+. tests/guest/ended.sh
 B=${B:-build}
 PATH=$PATH:/sbin:/usr/sbin
 img=$B/platter-img oracle=build/oracle/bin/qemu-img
@@ -19,12 +20,12 @@ net_prepare()
 # run_guests AT-ONCE FILES: those of $dir/disks.
 run_guests()
 {
-    tap_ok "the guests ran" tools/with-kvm.sh -m 3072 -t 850 -w "$dir" \
-        tests/guest/net-inside.sh "$dir" "$1" "$2"
+    tools/with-kvm.sh -m 3072 -t 850 -w "$dir" tests/guest/net-inside.sh "$dir" "$1" "$2" > "$dir/ran" 2>&1
+    local rc=$?
+    ok "$rc" "the guests ran$(ended "$rc" 0 "$dir/ran")" || sed 's/^/# /' "$dir/ran"
 }
 
 console_says() { tr -d '\r' < "$dir/console.$1" | grep -qF "$2" || { tail -n 20 "$dir/console.$1" "$dir/log.$1"; return 1; }; }
-status_is() { [ "$(cat "$dir/status.$1")" = "$2" ] || { cat "$dir/status.$1" "$dir/log.$1"; return 1; }; }
 no_complaint() { ! tr -d '\r' < "$dir/console.$1" | grep '^not ok'; }
 
 # What the guest wrote, taken out of the image, against the guest's own checksums.
@@ -50,7 +51,10 @@ oracle_check()
 # judge NAME FORMAT IMAGE
 judge()
 {
-    tap_ok "$1: the guest powers off" status_is "$1" 0
+    local status
+    status=$(cat "$dir/status.$1" 2>/dev/null)
+    [ "$status" = 0 ]
+    ok $? "$1: the guest powers off$(ended "$status" 0 "$dir/log.$1" "$dir/console.$1")"
     tap_ok "$1: it has mounted its root disk" console_says "$1" "ok the root disk is mounted for writing"
     tap_ok "$1: it reads back what it wrote" console_says "$1" "files read back from the disk are what was written"
     tap_ok "$1: it has come to its end" console_says "$1" "ok the root disk is put to rest"

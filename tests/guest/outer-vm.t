@@ -4,15 +4,11 @@
 # the promised directories can be written, the host's loopback is 10.0.2.2, a
 # time limit ends it, and nothing is left behind.
 cd "$(dirname "$0")/../.." || exit 1
+. tests/tap.sh
 tmp=$(mktemp -d)
 server=
 trap 'rm -rf "$tmp"; [ -z "$server" ] || kill $server 2>/dev/null' EXIT
-n=0
-ok()
-{
-    n=$((n + 1))
-    if [ "$1" = 0 ]; then echo "ok $n - $2"; else echo "not ok $n - $2"; sed 's/^/# /' "$tmp/out" "$tmp/err"; fi
-}
+tap_shows=("$tmp/out" "$tmp/err")
 has() { grep -qxF -- "$1" "$tmp/out"; ok $? "$2"; }
 
 # a loopback server of one file, on a port of its own choosing
@@ -50,6 +46,10 @@ has "tree is read-only" "the rest of the machine's files cannot be written"
 [ ! -e /tmp/lost-in-the-vm ] && [ ! -e tests/stray ]; ok $? "and was not"
 has "hello from the host's loopback" "10.0.2.2 is this machine's loopback"
 
+tools/outer-vm.sh -t 120 bash -c 'echo b > /proc/sysrq-trigger; sleep 60' >"$tmp/out" 2>"$tmp/err"
+[ $? = 125 ] && grep -q 'the VM ended without running the command (status 0)' "$tmp/err"
+ok $? "a VM that is reset is a failure of its own, status 125, and that is said"
+
 SECONDS=0
 tools/outer-vm.sh -t 8 sleep 300 >"$tmp/out" 2>"$tmp/err"
 [ $? = 124 ] && [ $SECONDS -lt 60 ]; ok $? "a command that takes too long is stopped, with status 124"
@@ -66,4 +66,4 @@ kill -TERM $vm
 wait $vm
 [ -n "$job" ] && [ ! -e "$job" ] && ! pgrep -f -- "$job" >"$tmp/out"
 ok $? "stopped by a signal, it leaves neither processes nor files"
-echo "1..$n"
+tap_end

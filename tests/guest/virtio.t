@@ -3,18 +3,10 @@
 # vectors, cache modes, discard, resets under load, removal and rescan.  Runs on
 # this machine's KVM or, without one, in the outer VM: never skipped.
 cd "$(dirname "$0")/../.." || exit 1
+. tests/tap.sh
 B=${B:-build}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-n=0
-ok()
-{
-    local rc=$1
-    n=$((n + 1))
-    shift
-    if [ "$rc" = 0 ]; then echo "ok $n - $*"; else echo "not ok $n - $*"; fi
-    return "$rc"
-}
 diag() { sed 's/^/# /' "$1" | tail -n 40; }
 
 tools/initrd.sh "$dir/initrd" tests/guest/virtio-guest-init virtio_pci virtio_blk ||
@@ -30,8 +22,8 @@ while read -r line; do
     case $line in "ok "*) ok 0 "guest: ${line#ok }" ;; *) ok 1 "guest: ${line#not ok }" ;; esac
 done < <(tr -d '\r' < "$dir/console" | grep -E '^(not )?ok ')
 want=$(grep -v '()' tests/guest/virtio-guest-init | grep -cE '^is |^ok |; ok \$')
-[ $n = $((want + 1)) ] && grep -q "that is all" "$dir/console"
-ok $? "the guest said all it had to say ($((n - 1)) of $want)" || diag "$dir/console"
+[ $tap_n = $((want + 1)) ] && grep -q "that is all" "$dir/console"
+ok $? "the guest said all it had to say ($((tap_n - 1)) of $want)" || diag "$dir/console"
 ! grep -q "needs a reset" "$dir/log"
 ok $? "the device never found a fault in the driver" || diag "$dir/log"
-echo "1..$n"
+tap_end

@@ -5,46 +5,33 @@ odd sizes, long requests and encrypted secrets."""
 import os
 import subprocess
 import sys
-import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
-OURS = os.path.join(ROOT, os.environ.get('B', 'build'), 'platter-img')
-ORACLE = os.path.join(os.environ.get('ORACLE', os.path.join(ROOT, 'build/oracle/bin')), 'qemu-img')
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import IMG, QEMU_IMG, enter_place, finish, ok, run     # noqa: E402
+
 SECRET = ['--object', 'secret,id=s,data=pass,,word']
 SIZE = 300 * 1024 + 512
 
-top = tempfile.TemporaryDirectory(prefix='ciphers.')
-os.chdir(top.name)
+enter_place('ciphers')
 with open('raw', 'wb') as f:
     f.write(os.urandom(SIZE))
 with open('raw', 'rb') as f:
     RAW = f.read()
-count = failed = 0
 
 
-def report(good, name, detail=''):
-    global count, failed
-    count += 1
-    failed += not good
-    print('%sok %d - %s' % ('' if good else 'not ', count, name), flush=True)
-    for line in detail.splitlines():
-        print('# ' + line)
-
-
-def run(program, *words):
-    done = subprocess.run([program] + list(words), capture_output=True, text=True, timeout=100)
-    return done.returncode, done.stderr
+def said(program, *words):
+    p = run(program, *words)
+    return p.returncode, p.stderr
 
 
 def convert(program, fmt, options, out):
-    return run(program, 'convert', *SECRET, '-O', fmt, '-o', options, 'raw', out)
+    return said(program, 'convert', *SECRET, '-O', fmt, '-o', options, 'raw', out)
 
 
 def read_back(program, fmt, out):
     key = 'key-secret=s' if fmt == 'luks' else 'encrypt.key-secret=s'
-    status, err = run(program, 'convert', *SECRET, '--image-opts',
-                      'driver=%s,file.filename=%s,%s' % (fmt, out, key), '-O', 'raw', 'back')
+    status, err = said(program, 'convert', *SECRET, '--image-opts',
+                       'driver=%s,file.filename=%s,%s' % (fmt, out, key), '-O', 'raw', 'back')
     if status:
         return err
     with open('back', 'rb') as f:
@@ -54,17 +41,17 @@ def read_back(program, fmt, out):
 def both_ways(fmt, options, name):
     """Each writes, the other reads.  qemu-img takes two seconds of CPU to write one, so
     it writes a choice; it reads every one of ours."""
-    status, detail = convert(OURS, fmt, options, 'ours')
-    readers = [(ORACLE, 'ours'), (OURS, 'ours')]
+    status, detail = convert(IMG, fmt, options, 'ours')
+    readers = [(QEMU_IMG, 'ours'), (IMG, 'ours')]
     if name in THEIRS and not status:
-        status, detail = convert(ORACLE, fmt, options, 'theirs')
-        readers.append((OURS, 'theirs'))
+        status, detail = convert(QEMU_IMG, fmt, options, 'theirs')
+        readers.append((IMG, 'theirs'))
     for reader, what in readers if not status else []:
         detail += read_back(reader, fmt, what)
     for name_ in ('ours', 'theirs', 'back'):
         if os.path.exists(name_):
             os.unlink(name_)
-    report(not detail, name, detail)
+    ok(not detail, name, detail)
 
 
 THEIRS = {'luks aes-256 xts', 'luks cast5-128 cbc', 'luks serpent-256 xts', 'luks ivgen essiv'}
@@ -83,9 +70,9 @@ for name in ('md5', 'sha1', 'sha224', 'sha384', 'sha512', 'ripemd160', 'sm3'):
     both_ways('luks', '%s,hash-alg=%s' % (BASE, name), 'luks hash ' + name)
 
 for alg in sorted(HERE_ONLY):
-    status, err = convert(OURS, 'luks', '%s,cipher-alg=%s,cipher-mode=cbc' % (BASE, alg), 'ours')
-    err = err or read_back(OURS, 'luks', 'ours')
-    report(not err, 'luks %s cbc, which qemu-img cannot, is read back' % alg, err)
+    status, err = convert(IMG, 'luks', '%s,cipher-alg=%s,cipher-mode=cbc' % (BASE, alg), 'ours')
+    err = err or read_back(IMG, 'luks', 'ours')
+    ok(not err, 'luks %s cbc, which qemu-img cannot, is read back' % alg, err)
 
 # Secrets that another secret encrypts: AES-256-CBC, PKCS #7.
 KEY = b'0123456789abcdef0123456789abcdef'
@@ -94,14 +81,13 @@ done = subprocess.run(['openssl', 'enc', '-aes-256-cbc', '-a', '-A', '-K', KEY.h
 if done.returncode == 0:
     with open('key', 'wb') as f:
         f.write(KEY)
-    convert(ORACLE, 'luks', BASE, 'theirs')
-    status, err = run(OURS, 'map', '--object', 'secret,id=k,file=key', '--object',
-                      'secret,id=s,keyid=k,iv=AAAAAAAAAAAAAAAAAAAAAQ==,format=base64,data='
-                      + done.stdout.decode(), '--output=json', '--image-opts',
-                      'driver=luks,file.filename=theirs,key-secret=s')
-    report(status == 0, 'a secret that another secret decrypts opens an image', err)
-    status, err = run(OURS, 'map', '--object', 'secret,id=s,file=key', '--image-opts',
-                      'driver=luks,file.filename=theirs,key-secret=s')
-    report(status == 1 and '0123456789' not in err, 'a wrong secret is not repeated', err)
-print('1..%d' % count)
-sys.exit(1 if failed else 0)
+    convert(QEMU_IMG, 'luks', BASE, 'theirs')
+    status, err = said(IMG, 'map', '--object', 'secret,id=k,file=key', '--object',
+                       'secret,id=s,keyid=k,iv=AAAAAAAAAAAAAAAAAAAAAQ==,format=base64,data='
+                       + done.stdout.decode(), '--output=json', '--image-opts',
+                       'driver=luks,file.filename=theirs,key-secret=s')
+    ok(status == 0, 'a secret that another secret decrypts opens an image', err)
+    status, err = said(IMG, 'map', '--object', 'secret,id=s,file=key', '--image-opts',
+                       'driver=luks,file.filename=theirs,key-secret=s')
+    ok(status == 1 and '0123456789' not in err, 'a wrong secret is not repeated', err)
+finish()

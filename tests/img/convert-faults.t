@@ -3,33 +3,15 @@
 import hashlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-IMG = os.path.join(ROOT, os.environ.get('B', 'build'), 'platter-img')
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import IMG, enter_place, finish, ok, run               # noqa: E402
+
 MIB = 1 << 20
-count = failed = 0
-
-
-def ok(good, name, detail=''):
-    global count, failed
-    count += 1
-    failed += not good
-    print('%sok %d - %s' % ('' if good else 'not ', count, name))
-    if not good:
-        for line in str(detail).splitlines():
-            print('# ' + line)
-    sys.stdout.flush()
-
-
-def img(*args, timeout=60):
-    return subprocess.run([IMG] + [str(a) for a in args], capture_output=True, text=True,
-                          timeout=timeout, stdin=subprocess.DEVNULL)
 
 
 def digest(path):
@@ -60,14 +42,14 @@ def test_full_disk():
     try:
         for fmt in 'raw', 'qcow2':
             before = digest('src.img')
-            p = img('convert', '-f', 'raw', '-O', fmt, 'src.img', 'small/out')
+            p = run(IMG, 'convert', '-f', 'raw', '-O', fmt, 'src.img', 'small/out')
             ok(p.returncode == 1 and 'error while writing at byte' in p.stderr
                and 'No space left on device' in p.stderr and p.stderr.count('\n') == 1,
                'a full disk is one error and exit status 1: ' + fmt, text(p))
             ok(digest('src.img') == before, 'a full disk leaves the source alone: ' + fmt)
             if os.path.exists('small/out'):
                 os.unlink('small/out')
-        p = img('dd', '-f', 'raw', 'if=src.img', 'of=small/out', 'bs=1M')
+        p = run(IMG, 'dd', '-f', 'raw', 'if=src.img', 'of=small/out', 'bs=1M')
         ok(p.returncode == 1 and 'error while writing to output image file: No space left'
            in p.stderr, 'dd onto a full disk fails in the same way', text(p))
     finally:
@@ -76,12 +58,12 @@ def test_full_disk():
 
 def test_read_errors():
     bad = fault('src.img', op='read', offset=5 * MIB + 4096, length=512, sticky='on')
-    p = img('convert', '--image-opts', '-O', 'raw', bad, 'out.img')
+    p = run(IMG, 'convert', '--image-opts', '-O', 'raw', bad, 'out.img')
     ok(p.returncode == 1 and p.stderr.startswith('platter-img: error while reading at byte 4194304:'
                                                  ' Input/output error')
        and p.stderr.count('\n') == 1,
        'a read error is reported once, with the offset of its piece', text(p))
-    p = img('convert', '--salvage', '--image-opts', '-O', 'raw', bad, 'out.img')
+    p = run(IMG, 'convert', '--salvage', '--image-opts', '-O', 'raw', bad, 'out.img')
     ok(p.returncode == 0 and p.stderr ==
        'platter-img: warning: error while reading offset 5246976: Input/output error\n',
        '--salvage goes on, with a warning for the one sector', text(p))
@@ -89,15 +71,15 @@ def test_read_errors():
         want, have = bytearray(a.read()), b.read()
     want[5246976:5246976 + 512] = bytes(512)
     ok(bytes(want) == have, '--salvage loses that sector only')
-    p = img('convert', '-q', '--salvage', '--image-opts', '-O', 'raw', bad, 'out.img')
+    p = run(IMG, 'convert', '-q', '--salvage', '--image-opts', '-O', 'raw', bad, 'out.img')
     ok(p.returncode == 0 and p.stderr == '', '-q --salvage says nothing', text(p))
-    p = img('dd', '--image-opts', 'if=' + bad, 'of=out.img')
+    p = run(IMG, 'dd', '--image-opts', 'if=' + bad, 'of=out.img')
     ok(p.returncode == 1 and 'error while reading from input image file: Input/output error'
        in p.stderr, 'dd reports a read error', text(p))
-    p = img('compare', '--image-opts', bad, 'driver=raw,file.filename=src.img')
+    p = run(IMG, 'compare', '--image-opts', bad, 'driver=raw,file.filename=src.img')
     ok(p.returncode == 4 and 'Error while reading offset 5242880 of ' in p.stderr
        and 'identical' not in p.stdout, 'compare: a read error is exit status 4', text(p))
-    p = img('bench', '--image-opts', '-c', '3000', bad)
+    p = run(IMG, 'bench', '--image-opts', '-c', '3000', bad)
     ok(p.returncode == 1 and 'Failed request: Input/output error' in p.stderr
        and 'completed' not in p.stdout, 'bench: a read error ends it', text(p))
 
@@ -110,31 +92,31 @@ def test_order_of_findings():
             f.seek(at)
             f.write(b'different')
     slow = 'driver=raw,file.driver=delay,file.us=2000,file.file.filename=src.img'
-    p = img('compare', '--image-opts', slow, 'driver=raw,file.filename=late.img')
+    p = run(IMG, 'compare', '--image-opts', slow, 'driver=raw,file.filename=late.img')
     ok(p.returncode == 1 and p.stdout == 'Content mismatch at offset %d!\n' % (2 * MIB + 512),
        'compare reports the first difference', text(p))
     bad = fault('src.img', op='read', offset=MIB + 1, length=1, sticky='on')
-    p = img('compare', '--image-opts', bad, 'driver=raw,file.filename=late.img')
+    p = run(IMG, 'compare', '--image-opts', bad, 'driver=raw,file.filename=late.img')
     ok(p.returncode == 4, 'compare: a read error before the first difference wins', text(p))
     bad = fault('src.img', op='read', offset=12 * MIB, length=1, sticky='on')
-    p = img('compare', '--image-opts', bad, 'driver=raw,file.filename=late.img')
+    p = run(IMG, 'compare', '--image-opts', bad, 'driver=raw,file.filename=late.img')
     ok(p.returncode == 1, 'compare: a difference before a read error wins', text(p))
 
 
 def test_write_and_close_errors():
     subprocess.run(['truncate', '-s', '16M', 'dst.img'], check=True)
     bad = fault('dst.img', op='write', offset=6 * MIB, length=1, errno='EDQUOT')
-    p = img('convert', '-n', '-f', 'raw', '--target-image-opts', 'src.img', bad)
+    p = run(IMG, 'convert', '-n', '-f', 'raw', '--target-image-opts', 'src.img', bad)
     ok(p.returncode == 1 and 'error while writing at byte 6291456: Disk quota exceeded' in p.stderr,
        'a write error is reported with its offset', text(p))
     bad = fault('dst.img', op='flush', sticky='on')
-    p = img('convert', '-n', '-t', 'writeback', '-f', 'raw', '--target-image-opts', 'src.img', bad)
+    p = run(IMG, 'convert', '-n', '-t', 'writeback', '-f', 'raw', '--target-image-opts', 'src.img', bad)
     ok(p.returncode == 1 and 'Input/output error' in p.stderr,
        'a flush that fails at the end is a failure', text(p))
-    p = img('bench', '-w', '--flush-interval', '64', '-c', '640', '--image-opts', bad)
+    p = run(IMG, 'bench', '-w', '--flush-interval', '64', '-c', '640', '--image-opts', bad)
     ok(p.returncode == 1 and 'Failed request: Input/output error' in p.stderr,
        'bench: a flush that fails ends it', text(p))
-    p = img('bench', '-w', '--no-drain', '--flush-interval', '64', '-c', '640', '--image-opts', bad)
+    p = run(IMG, 'bench', '-w', '--no-drain', '--flush-interval', '64', '-c', '640', '--image-opts', bad)
     ok(p.returncode == 1 and 'Failed flush request: Input/output error' in p.stderr,
        'bench --no-drain: a flush that fails ends it', text(p))
 
@@ -144,7 +126,7 @@ def test_delays_and_order():
     for words in [], ['-W'], ['-m', '16'], ['-m', '1']:
         subprocess.run(['truncate', '-s', '0', 'dst.img'], check=True)
         subprocess.run(['truncate', '-s', '16M', 'dst.img'], check=True)
-        p = img('convert', '-n', *words, '--image-opts', '--target-image-opts',
+        p = run(IMG, 'convert', '-n', *words, '--image-opts', '--target-image-opts',
                 slow % ('read', 'src.img'), slow % ('write', 'dst.img'))
         ok(p.returncode == 0 and digest('src.img') == digest('dst.img'),
            'slow storage on both sides: right data ' + ' '.join(words), text(p))
@@ -160,20 +142,20 @@ def test_interrupt():
 
 def test_time():
     start = time.monotonic()
-    p = img('convert', '-r', '16M', '-f', 'raw', 'src.img', 'out.img')
+    p = run(IMG, 'convert', '-r', '16M', '-f', 'raw', 'src.img', 'out.img')
     took = time.monotonic() - start
     ok(p.returncode == 0 and took > 0.6, '-r: 16 MiB at 16 MiB a second take their time',
        '%f s' % took)
-    img('create', '-q', '-f', 'raw', 'huge.img', '64G')
+    run(IMG, 'create', '-q', '-f', 'raw', 'huge.img', '64G')
     for fmt in 'raw', 'qcow2':
         start = time.monotonic()
-        p = img('convert', '-f', 'raw', '-O', fmt, 'huge.img', 'huge.out')
+        p = run(IMG, 'convert', '-f', 'raw', '-O', fmt, 'huge.img', 'huge.out')
         took = time.monotonic() - start
         used = os.stat('huge.out').st_blocks * 512
         ok(p.returncode == 0 and took < 2 and used < MIB,
            '64 GiB of nothing cost next to nothing: ' + fmt, '%f s, %d bytes' % (took, used))
     start = time.monotonic()
-    p = img('compare', 'huge.img', 'huge.img')
+    p = run(IMG, 'compare', 'huge.img', 'huge.img')
     took = time.monotonic() - start
     ok(p.returncode == 0 and took < 2, '64 GiB of nothing are compared at once', '%f s' % took)
 
@@ -204,24 +186,18 @@ def test_memory():
 
 
 def main():
-    top = tempfile.mkdtemp(prefix='convert-faults.')
-    os.chdir(top)
+    enter_place('convert-faults')
     os.mkdir('small')
-    try:
-        data('src.img', 16 * MIB)
-        test_full_disk()
-        test_read_errors()
-        test_order_of_findings()
-        test_write_and_close_errors()
-        test_delays_and_order()
-        test_interrupt()
-        test_time()
-        test_memory()
-    finally:
-        os.chdir('/')
-        shutil.rmtree(top, ignore_errors=True)
-    print('1..%d' % count)
-    sys.exit(1 if failed else 0)
+    data('src.img', 16 * MIB)
+    test_full_disk()
+    test_read_errors()
+    test_order_of_findings()
+    test_write_and_close_errors()
+    test_delays_and_order()
+    test_interrupt()
+    test_time()
+    test_memory()
+    finish()
 
 
 main()

@@ -1,40 +1,21 @@
 #!/usr/bin/env python3
 """convert --resume: killed at any moment, run again, the image is right; convert
 --verify: what was changed behind its back is found."""
-import atexit
 import json
 import os
 import random
 import shutil
 import signal
 import subprocess
-import tempfile
+import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.path.join(ROOT, os.environ.get('B', 'build'))
-IMG = os.path.join(BUILD, 'platter-img')
-QEMU_IMG = os.path.join(os.environ.get('ORACLE', os.path.join(ROOT, 'build/oracle/bin')), 'qemu-img')
-os.chdir(tempfile.mkdtemp(prefix='convert-resume.'))
-atexit.register(shutil.rmtree, os.getcwd())
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import IMG, QEMU_IMG, QEMU_IO, enter_place, finish, img, must, ok, run  # noqa: E402
+
+enter_place('convert-resume')
 rnd = random.Random(os.environ.get('SEED', 7))
 MiB = 1 << 20
-count = 0
-
-
-def ok(good, name, *why):
-    global count
-    count += 1
-    print('%sok %d - %s' % ('' if good else 'not ', count, name), flush=True)
-    for line in () if good else why:
-        print('# %r' % (line,))
-
-
-def run(*words, status=0, program=IMG, **more):
-    p = subprocess.run([program] + list(words), capture_output=True, text=True, **more)
-    if p.returncode != status:
-        ok(False, ' '.join(words), p.returncode, p.stdout, p.stderr)
-    return p
 
 
 def make_source(name, size, pieces):
@@ -71,20 +52,20 @@ def killed(*words):
 
 
 def clean(name):
-    return run('check', '-q', name, program=QEMU_IMG).returncode == 0
+    return run(QEMU_IMG, 'check', '-q', name).returncode == 0
 
 
 # ---- kill -9 at random moments -------------------------------------------------------
 
 make_source('src.raw', 24 * MiB, 120)
-run('convert', '-f', 'raw', '-O', 'qcow2', '-o', 'cluster_size=4k', 'src.raw', 'src.qcow2')
-want = run('digest', '-f', 'raw', 'src.raw').stdout.split()[0]
+img('convert', '-f', 'raw', '-O', 'qcow2', '-o', 'cluster_size=4k', 'src.raw', 'src.qcow2')
+want = img('digest', '-f', 'raw', 'src.raw').stdout.split()[0]
 
 
 def junk(name, options):
     """A target that is there already, with other content."""
     make_source('junk.raw', 24 * MiB, 60)
-    run('convert', '-f', 'raw', '-O', *options, 'junk.raw', name)
+    img('convert', '-f', 'raw', '-O', *options, 'junk.raw', name)
 
 
 def resumes(name, fmt, source, options, before=None, kills=10):
@@ -100,16 +81,16 @@ def resumes(name, fmt, source, options, before=None, kills=10):
                 before(target)
         done = killed(*words)
         interrupted += not done
-        if done and run('digest', '-f', fmt, target).stdout.split()[0] != want:
+        if done and img('digest', '-f', fmt, target).stdout.split()[0] != want:
             break
     words[words.index('120M')] = '1G'
-    run(*words)
-    ok(run('digest', '-f', fmt, target).stdout.split()[0] == want,
+    img(*words)
+    ok(img('digest', '-f', fmt, target).stdout.split()[0] == want,
        '%s: the right image after %d kills' % (name, kills))
     ok(not os.path.exists(target + '.journal'), '%s: no journal is left' % name)
     if fmt == 'qcow2':
         ok(clean(target), '%s: qemu-img check finds nothing' % name)
-        ok(run('compare', '-F', fmt, source, target, program=QEMU_IMG).returncode == 0,
+        ok(run(QEMU_IMG, 'compare', '-F', fmt, source, target).returncode == 0,
            '%s: qemu-img compare agrees' % name)
 
 
@@ -126,7 +107,7 @@ resumes('an existing raw image', 'raw', 'src.raw', ['-n'], lambda t: junk(t, ['r
 
 
 def bitmaps_of(name):
-    info = json.loads(run('info', '-U', '--output=json', name, program=QEMU_IMG).stdout)
+    info = json.loads(must(QEMU_IMG, 'info', '-U', '--output=json', name).stdout)
     found = info['format-specific']['data'].get('bitmaps', [])
     return sorted((b['name'], b['granularity'], tuple(b['flags'])) for b in found)
 
@@ -138,9 +119,8 @@ def dirty_of(name, bitmap):
                           os.path.abspath('nbd.sock'), '-f', 'qcow2', '-B', bitmap, name])
     while not os.path.exists('nbd.sock'):
         time.sleep(0.01)
-    out = run('map', '--output=json', '--image-opts', 'driver=nbd,server.type=unix,server.path='
-              + os.path.abspath('nbd.sock') + ',x-dirty-bitmap=qemu:dirty-bitmap:' + bitmap,
-              program=QEMU_IMG)
+    out = must(QEMU_IMG, 'map', '--output=json', '--image-opts', 'driver=nbd,server.type=unix,server.path='
+               + os.path.abspath('nbd.sock') + ',x-dirty-bitmap=qemu:dirty-bitmap:' + bitmap)
     p.terminate()
     p.wait()
     if os.path.exists('nbd.sock'):
@@ -156,14 +136,14 @@ def dirty_of(name, bitmap):
 
 shutil.copy('src.qcow2', 'maps.qcow2')
 for name, granularity in (('fine', '4k'), ('coarse', '1M'), ('stopped', '64k')):
-    run('bitmap', '--add', '-g', granularity, 'maps.qcow2', name, program=QEMU_IMG)
+    must(QEMU_IMG, 'bitmap', '--add', '-g', granularity, 'maps.qcow2', name)
     f = [word for _ in range(12) for word in
          ('-c', 'write -P 77 %dk 5k' % (rnd.randrange(24 * 1024 // 8) * 8))]
-    run(*f, 'maps.qcow2', program=QEMU_IMG.replace('qemu-img', 'qemu-io'))
-run('bitmap', '--disable', 'maps.qcow2', 'stopped', program=QEMU_IMG)
+    must(QEMU_IO, *f, 'maps.qcow2')
+must(QEMU_IMG, 'bitmap', '--disable', 'maps.qcow2', 'stopped')
 have = bitmaps_of('maps.qcow2')
 says = {b[0]: dirty_of('maps.qcow2', b[0]) for b in have}
-plain, want = want, run('digest', 'maps.qcow2').stdout.split()[0]
+plain, want = want, img('digest', 'maps.qcow2').stdout.split()[0]
 
 
 def right_bitmaps(name, what):
@@ -192,17 +172,17 @@ shutil.copy('target.img.journal', 'early.journal')
 p.communicate()
 shutil.copy('early.journal', 'target.img.journal')
 ok(bitmaps_of('target.img') == have, 'a run that was done but for its journal')
-run('convert', '--resume', '--bitmaps', '-O', 'qcow2', 'maps.qcow2', 'target.img')
+img('convert', '--resume', '--bitmaps', '-O', 'qcow2', 'maps.qcow2', 'target.img')
 right_bitmaps('target.img', 'resumed where all was there')
-ok(clean('target.img') and run('digest', 'target.img').stdout.split()[0] == want,
+ok(clean('target.img') and img('digest', 'target.img').stdout.split()[0] == want,
    'resumed where all was there: the right image')
 
 # A bitmap of the user's own is never taken for a copy.
 junk('own.qcow2', ['qcow2'])
-run('bitmap', '--add', 'own.qcow2', 'fine', program=QEMU_IMG)
+must(QEMU_IMG, 'bitmap', '--add', 'own.qcow2', 'fine')
 before = open('own.qcow2', 'rb').read()
 for _ in range(2):
-    p = run('convert', '--resume', '--bitmaps', '-n', '-O', 'qcow2', 'maps.qcow2', 'own.qcow2', status=1)
+    p = img('convert', '--resume', '--bitmaps', '-n', '-O', 'qcow2', 'maps.qcow2', 'own.qcow2', status=1)
 ok('fine' in p.stderr and open('own.qcow2', 'rb').read() == before and
    not os.path.exists('own.qcow2.journal'), 'a bitmap of that name in the target: refused at once', p)
 want = plain
@@ -226,7 +206,7 @@ def interrupted(*options, target='t.qcow2', at=6 * MiB):
 
 
 def again(*words, status=0):
-    return run('convert', '--resume', '-O', 'qcow2', *words, status=status)
+    return img('convert', '--resume', '-O', 'qcow2', *words, status=status)
 
 
 interrupted()
@@ -258,7 +238,7 @@ ok("Could not read journal 't.qcow2.journal'" in p.stderr, 'a damaged journal: r
 os.unlink('t.qcow2.journal')
 p = again('-t', 'unsafe', 'src.raw', 't.qcow2', status=1)
 ok('cache mode that flushes' in p.stderr, 'without flushes there is nothing to go on from', p)
-p = run('convert', '--journal', 'x', 'src.raw', 't.raw', status=1)
+p = img('convert', '--journal', 'x', 'src.raw', 't.raw', status=1)
 ok('--journal requires --resume' in p.stderr, '--journal alone', p)
 p = again('--journal', 'elsewhere', 'src.raw', 't.qcow2')
 ok(not os.path.exists('elsewhere') and clean('t.qcow2'), '--journal: removed when done', p)
@@ -269,11 +249,11 @@ for options in (['-O', 'raw'], ['-O', 'qcow2'], ['-O', 'qcow2', '-c'], ['-O', 'q
                 ['-O', 'raw', '-S', '0'], ['-n', '-O', 'raw']):
     if '-n' in options:
         junk('v.img', ['raw'])
-    p = run('convert', '--verify', '--output=json', *options, 'src.raw', 'v.img')
+    p = img('convert', '--verify', '--output=json', *options, 'src.raw', 'v.img')
     ok(json.loads(p.stdout)['sha256-tree'] == want, 'verify: ' + ' '.join(options), p)
-p = run('convert', '--verify', '-O', 'qcow2', '-B', 'src.qcow2', '-F', 'qcow2', 'src.raw', 'v.img')
+p = img('convert', '--verify', '-O', 'qcow2', '-B', 'src.qcow2', '-F', 'qcow2', 'src.raw', 'v.img')
 ok(p.stdout == p.stderr == '', 'verify: an overlay', p)
-p = run('convert', '--verify', '-O', 'qcow2', 'src.raw', 'src.qcow2', 'v.img')
+p = img('convert', '--verify', '-O', 'qcow2', 'src.raw', 'src.qcow2', 'v.img')
 ok(p.stdout == p.stderr == '', 'verify: several sources', p)
 
 p = subprocess.Popen([IMG, 'convert', '--verify', '-r', '30M', '-m', '1', '--progress=json', '-f', 'raw',
@@ -289,4 +269,4 @@ with open('bad.raw', 'r+b') as f:
 err = p.communicate()[1]
 ok(p.returncode == 1 and 'platter-img: bad.raw: verification failed: differs from the source at '
    'byte %d\n' % (3 * MiB) in err, 'verify: names the first sector that differs', p.returncode, err)
-print('1..%d' % count)
+finish()

@@ -53,13 +53,12 @@ import fixtures
 from fixtures import bitmaps
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
-BUILD = os.path.join(ROOT, os.environ.get('B', 'build'))
-OURS = os.path.join(BUILD, 'platter-img')
-ORACLE_DIR = os.environ.get('ORACLE', os.path.join(ROOT, 'build/oracle/bin'))
-ORACLE = os.path.join(ORACLE_DIR, 'qemu-img')
+sys.path.insert(0, os.path.dirname(HERE))
+from tap import IMG as OURS, ORACLE as ORACLE_DIR               # noqa: E402
+from tap import QEMU_IMG as ORACLE, ROOT, finish, ok            # noqa: E402
+
 COMPATIBILITY = os.path.join(ROOT, 'docs/compatibility.md')
-TIMEOUT = 20
+TIMEOUT = 90          # seconds: some of the oracle's amends take 11 of them on an idle machine
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 F_OFD_SETLK = 37
 
@@ -255,8 +254,6 @@ class Suite:
         os.chmod(self.top, 0o755)
         self.stock = os.path.join(self.top, 'stock')
         os.mkdir(self.stock)
-        self.count = 0
-        self.failed = 0
 
     def table(self, text):
         group, case = '', None
@@ -272,7 +269,6 @@ class Suite:
 
     def run(self):
         try:
-            print('1..%d' % (len(self.cases) + 1), flush=True)
             self.check_reasons()
             if not os.access(ORACLE, os.X_OK):
                 print('Bail out! no qemu-img 10: run tests/oracle.sh')
@@ -282,16 +278,10 @@ class Suite:
                 self.run_case(case)
         finally:
             shutil.rmtree(self.top, ignore_errors=True)
-        sys.exit(1 if self.failed else 0)
+        finish()
 
     def report(self, good, name, detail=''):
-        self.count += 1
-        self.failed += not good
-        print('%sok %d - %s' % ('' if good else 'not ', self.count,
-                                name.replace('#', '\\#')))
-        for line in detail.splitlines():
-            print('# ' + line)
-        sys.stdout.flush()
+        ok(good, name.replace('#', '\\#'), detail)
 
     def check_reasons(self):
         """Whatever differs on purpose is written down where users look."""

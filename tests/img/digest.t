@@ -1,40 +1,21 @@
 #!/usr/bin/env python3
 """platter-img digest: the construction that the manual states, computed here from
 the raw bytes, and the same for every format and layout."""
-import atexit
 import hashlib
 import json
 import os
 import random
-import shutil
 import subprocess
-import tempfile
+import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.path.join(ROOT, os.environ.get('B', 'build'))
-IMG, IO = os.path.join(BUILD, 'platter-img'), os.path.join(BUILD, 'platter-io')
-os.chdir(tempfile.mkdtemp(prefix='digest.'))
-atexit.register(shutil.rmtree, os.getcwd())
-count = 0
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import IO, enter_place, finish, img, ok                # noqa: E402
 
-
-def ok(good, name, *why):
-    global count
-    count += 1
-    print('%sok %d - %s' % ('' if good else 'not ', count, name))
-    for line in () if good else why:
-        print('# %r' % (line,))
-
-
-def run(*words, status=0):
-    p = subprocess.run([IMG] + list(words), capture_output=True, text=True)
-    if p.returncode != status:
-        ok(False, ' '.join(words), p.returncode, p.stdout, p.stderr)
-    return p
+enter_place('digest')
 
 
 def digest(name, *options):
-    return run('digest', *options, name).stdout.split()[0]
+    return img('digest', *options, name).stdout.split()[0]
 
 
 ALGORITHMS = {
@@ -80,13 +61,13 @@ for name in ALGORITHMS:
     ok(digest('a.raw', '-f', 'raw', '-a', name) == model(segments(data), len(data), name), name)
 
 for options in ('cluster_size=512', 'cluster_size=4k', 'cluster_size=2M', 'compat=0.10'):
-    run('convert', '-q', '-f', 'raw', '-O', 'qcow2', '-o', options, 'a.raw', 'a.qcow2')
+    img('convert', '-q', '-f', 'raw', '-O', 'qcow2', '-o', options, 'a.raw', 'a.qcow2')
     ok(digest('a.qcow2') == want, 'qcow2 with %s: the same' % options)
-run('convert', '-q', '-f', 'raw', '-O', 'qcow2', '-c', 'a.raw', 'c.qcow2')
+img('convert', '-q', '-f', 'raw', '-O', 'qcow2', '-c', 'a.raw', 'c.qcow2')
 ok(digest('c.qcow2') == want, 'compressed: the same')
-run('convert', '-q', '-f', 'raw', '-S', '0', 'a.raw', 'full.raw')
+img('convert', '-q', '-f', 'raw', '-S', '0', 'a.raw', 'full.raw')
 ok(digest('full.raw', '-f', 'raw') == want, 'zeros written out: the same')
-run('create', '-q', '-f', 'qcow2', '-b', 'c.qcow2', '-F', 'qcow2', 'top.qcow2')
+img('create', '-q', '-f', 'qcow2', '-b', 'c.qcow2', '-F', 'qcow2', 'top.qcow2')
 ok(digest('top.qcow2') == want, 'an overlay: the same')
 subprocess.run([IO, '-c', 'write -P 7 70000 5000', 'top.qcow2'], check=True, capture_output=True)
 data[70000:75000] = b'\7' * 5000
@@ -104,7 +85,7 @@ ok(digest('zero.raw', '-f', 'raw') == model({}, 1024) != digest('zero2.raw', '-f
 for size in (1 << 24, (1 << 24) + 512, 1 << 32, (1 << 32) + 512, 1 << 40, (1 << 60) + 4096):
     with open('big.raw', 'wb') as f:
         f.truncate(min(size, 1 << 42))
-    run('create', '-q', '-f', 'qcow2', '-o', 'cluster_size=2M', 'big.qcow2', str(min(size, 1 << 50)))
+    img('create', '-q', '-f', 'qcow2', '-o', 'cluster_size=2M', 'big.qcow2', str(min(size, 1 << 50)))
     if size <= 1 << 40:
         last = (size - 1) // 65536
         with open('big.raw', 'r+b') as f:
@@ -116,21 +97,21 @@ for size in (1 << 24, (1 << 24) + 512, 1 << 32, (1 << 32) + 512, 1 << 40, (1 << 
            'holes up to %d: whole nodes of zeros' % size)
 ok(digest('big.qcow2') == model({}, 1 << 50), 'a pebibyte of nothing takes no time')
 
-p = run('digest', '-f', 'raw', 'a.raw', 'zero.raw')
+p = img('digest', '-f', 'raw', 'a.raw', 'zero.raw')
 ok(p.stdout == '%s  a.raw\n%s  zero.raw\n' % (want, model({}, 1024)), 'several images', p)
-r = json.loads(run('digest', '--output=json', '-U', 'c.qcow2').stdout)
+r = json.loads(img('digest', '--output=json', '-U', 'c.qcow2').stdout)
 ok(r == [{'filename': 'c.qcow2', 'digest': want, 'virtual-size': len(data), 'algorithm': 'sha256',
           'segment-size': 65536}], 'JSON', r)
-p = run('digest', '--image-opts', 'driver=qcow2,file.filename=c.qcow2')
+p = img('digest', '--image-opts', 'driver=qcow2,file.filename=c.qcow2')
 ok(p.stdout.split()[0] == want, '--image-opts', p)
-p = run('digest', 'a.raw', 'gone', status=1)
+p = img('digest', 'a.raw', 'gone', status=1)
 ok(p.stdout == '' and "'gone'" in p.stderr, 'one that is not there: nothing is printed', p)
-p = run('digest', '-a', 'crc32', 'a.raw', status=1)
+p = img('digest', '-a', 'crc32', 'a.raw', status=1)
 ok("Unknown algorithm 'crc32'; there are sha256" in p.stderr, 'an unknown algorithm', p)
-p = run('digest', status=1)
+p = img('digest', status=1)
 ok('Expecting image file names' in p.stderr, 'no image', p)
-p = run('digest', '--image-opts', 'driver=raw,file.driver=fault,file.op=read,file.offset=1M,'
+p = img('digest', '--image-opts', 'driver=raw,file.driver=fault,file.op=read,file.offset=1M,'
         'file.length=1,file.file.filename=a.raw', status=1)
 ok(p.stdout == '' and 'error while reading at byte' in p.stderr and 'Input/output error' in p.stderr,
    'a read error: no digest', p)
-print('1..%d' % count)
+finish()

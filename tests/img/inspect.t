@@ -2,7 +2,6 @@
 """platter-img inspect: what it says of images from strangers, as text and as JSON, and
 its exit status.  Damaged ones by the hundred: tests/bad-input, each case of which is
 inspected, too."""
-import atexit
 import hashlib
 import json
 import os
@@ -10,38 +9,20 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import IMG, IO, ROOT, SAN, enter_place, finish, img, ok, run  # noqa: E402
+
 sys.path.insert(0, os.path.join(ROOT, 'tests/qcow2'))
 import qcow2img as q                                            # noqa: E402
 
-IMG = os.path.join(ROOT, os.environ.get('B', 'build'), 'platter-img')
-IO = os.path.join(ROOT, os.environ.get('B', 'build'), 'platter-io')
-SAN = bool(os.environ.get('SAN')) or 'san' in os.path.basename(os.environ.get('B', ''))
-os.chdir(tempfile.mkdtemp(prefix='inspect.'))
-atexit.register(shutil.rmtree, os.getcwd())
+enter_place('inspect')
 SAFE, FAILED, DAMAGED, SUSPICIOUS, REFUSED = range(5)
 VERDICTS = ['safe', None, 'damaged', 'suspicious', 'refused']
-count = 0
-
-
-def ok(good, name, *why):
-    global count
-    count += 1
-    print('%sok %d - %s' % ('' if good else 'not ', count, name))
-    for line in () if good else why:
-        print('# %r' % (line,))
-
-
-def run(*words):
-    return subprocess.run([IMG] + list(words), capture_output=True, text=True)
 
 
 def make(name, *words):
-    p = run('create', '-q', *words)
-    if p.returncode:
-        ok(False, 'create ' + name, p.stderr)
+    img('create', '-q', *words)
     return name
 
 
@@ -49,7 +30,7 @@ def inspect(name, status, path, *options, human=(), **members):
     """Status, verdict, lines of the text and members of the JSON; the file stays."""
     with open(path, 'rb') as f:
         before = hashlib.sha256(f.read()).digest()
-    text, data = run('inspect', *options, path), run('inspect', '--output=json', *options, path)
+    text, data = run(IMG, 'inspect', *options, path), run(IMG, 'inspect', '--output=json', *options, path)
     r = json.loads(data.stdout or '{}')
     lines = text.stdout.splitlines()
     why = ['%s %r is not %r' % (k, r.get(k), v) for k, v in members.items()
@@ -65,9 +46,9 @@ def inspect(name, status, path, *options, human=(), **members):
 
 
 def qcow2(name, **kw):
-    img = q.Image(**kw)
-    img.write(0, b'\x11' * img.cs)
-    img.save(name)
+    image = q.Image(**kw)
+    image.write(0, b'\x11' * image.cs)
+    image.save(name)
     return name
 
 
@@ -88,7 +69,7 @@ ok(SAN or r['sandbox'][-2:] == ['memory limit', 'time limit'], 'it says which wa
 inspect('the format given', SAFE, 'a.qcow2', '-f', 'qcow2', format_source='given')
 r = inspect('without walls', SAFE, 'a.qcow2', '--no-sandbox', sandbox=[], human=['read behind: nothing'])
 inspect('--image-opts', SAFE, 'a.qcow2', '-U', format='qcow2')
-p = run('inspect', '--image-opts', 'driver=qcow2,file.filename=a.qcow2')
+p = run(IMG, 'inspect', '--image-opts', 'driver=qcow2,file.filename=a.qcow2')
 ok(p.returncode == 0 and 'format: qcow2 (given)' in p.stdout, 'an option list', p)
 inspect('a qcow2 file as raw', SAFE, 'a.qcow2', '-f', 'raw', format='raw', format_source='given',
         virtual_size=os.path.getsize('a.qcow2'))
@@ -102,7 +83,7 @@ inspect('nothing recognised: raw, with a note', SAFE, 'raw.img', format='raw',
 for fmt in 'vdi', 'vpc', 'vhdx', 'parallels', 'qcow', 'vmdk':
     make(fmt, '-f', fmt, 'x.' + fmt, '4M')
     inspect(fmt, SAFE, 'x.' + fmt, format=fmt, references=[])
-if run('create', '-q', '--object', 'secret,id=s,data=x', '-f', 'luks', '-o',
+if run(IMG, 'create', '-q', '--object', 'secret,id=s,data=x', '-f', 'luks', '-o',
        'key-secret=s,iter-time=10', 'x.luks', '1M').returncode == 0:
     inspect('luks, without its secret', SAFE, 'x.luks', format='luks', encrypted=True,
             human=['encrypted: yes'])
@@ -203,25 +184,25 @@ def poke(path, at, data):
         f.write(data)
 
 
-img = q.Image()
-img.write(0, b'\x11' * img.cs)
-img.write(img.cs, b'\x11' * img.cs)
-img.save('leak.qcow2')
-poke('leak.qcow2', img.l2_entry(1), bytes(8))
+im = q.Image()
+im.write(0, b'\x11' * im.cs)
+im.write(im.cs, b'\x11' * im.cs)
+im.save('leak.qcow2')
+poke('leak.qcow2', im.l2_entry(1), bytes(8))
 r = inspect('a leaked cluster is no danger', SAFE, 'leak.qcow2',
             human=['check: 0 errors, 1 leaked clusters',
                    'check -r all: would repair 0 errors (0 left), free 1 leaked clusters (0 left)'])
 ok(r['repair']['leaks-freed'] == 1 and r['check']['leaks'] == 1, 'the repair was tried', r)
-img.save('low.qcow2')
-poke('low.qcow2', img.refblocks[0] + 2 * (len(img.refs) - 1), bytes(2))
+im.save('low.qcow2')
+poke('low.qcow2', im.refblocks[0] + 2 * (len(im.refs) - 1), bytes(2))
 r = inspect('a refcount too low', DAMAGED, 'low.qcow2')
 ok(r['repair']['corruptions-left'] == 0 and r['repair']['corruptions-fixed'] > 0 and
    any('Repairing' in x for x in r['repair']['messages']), 'what a repair would do', r)
 shutil.copy('low.qcow2', 'fixed.qcow2')
-p = run('check', '-q', '-r', 'all', '--output=json', 'fixed.qcow2')
-p = run('check', '--output=json', 'fixed.qcow2')
+p = run(IMG, 'check', '-q', '-r', 'all', '--output=json', 'fixed.qcow2')
+p = run(IMG, 'check', '--output=json', 'fixed.qcow2')
 ok(p.returncode == 0, 'and does', p)
-img.save('cut.qcow2')
+im.save('cut.qcow2')
 os.truncate('cut.qcow2', 100)
 inspect('cut off', REFUSED, 'cut.qcow2')
 
@@ -255,10 +236,10 @@ with subprocess.Popen([IO, '-f', 'qcow2', 'a.qcow2'], stdin=subprocess.PIPE,
     writer.stdin.write('read 0 512\n')
     writer.stdin.flush()
     writer.stdout.readline()                                    # it is open
-    p = run('inspect', 'a.qcow2')
+    p = run(IMG, 'inspect', 'a.qcow2')
     ok(p.returncode == FAILED and 'Failed to get' in p.stderr and not p.stdout,
        'an image somebody writes to', p)
-    p = run('inspect', '-U', 'a.qcow2')
+    p = run(IMG, 'inspect', '-U', 'a.qcow2')
     ok(p.returncode == SAFE, 'unless with -U', p)
     writer.stdin.close()
 for why, words, text in (('no such file', ['nope'], "Could not open 'nope'"),
@@ -267,6 +248,6 @@ for why, words, text in (('no such file', ['nope'], "Could not open 'nope'"),
                          ('an unknown format', ['-f', 'nope', 'a.qcow2'], "Unknown driver 'nope'"),
                          ('--max-size', ['--max-size', 'x', 'a.qcow2'], 'Invalid maximal size'),
                          ('two files', ['a.qcow2', 'a.qcow2'], 'Expecting one image file name')):
-    p = run('inspect', *words)
+    p = run(IMG, 'inspect', *words)
     ok(p.returncode == FAILED and text in p.stderr and not p.stdout, why, p)
-print('1..%d' % count)
+finish()

@@ -3,32 +3,14 @@
 the reverse; for luks and for encrypted qcow2."""
 import json
 import os
-import subprocess
 import sys
-import tempfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-OURS = os.path.join(ROOT, os.environ.get('B', 'build'), 'platter-img')
-ORACLE = os.path.join(os.environ.get('ORACLE', os.path.join(ROOT, 'build/oracle/bin')), 'qemu-img')
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import IMG, QEMU_IMG, enter_place, finish, img, ok, run  # noqa: E402
+
 SECRETS = [w for i, p in (('s', 'abc'), ('t', 'def'), ('u', 'third'))
            for w in ('--object', 'secret,id=%s,data=%s' % (i, p))]
-top = tempfile.TemporaryDirectory(prefix='keyslots.')
-os.chdir(top.name)
-count = failed = 0
-
-
-def report(good, name, *detail):
-    global count, failed
-    count += 1
-    failed += not good
-    print('%sok %d - %s' % ('' if good else 'not ', count, name), flush=True)
-    for line in '\n'.join(detail).splitlines() if not good else ():
-        print('# ' + line)
-
-
-def run(program, *words):
-    done = subprocess.run([program] + list(words), capture_output=True, text=True, timeout=100)
-    return done.returncode, done.stdout, done.stderr
+enter_place('keyslots')
 
 
 class Image:
@@ -37,7 +19,7 @@ class Image:
         options = '%skey-secret=s,%siter-time=1' % (self.prefix, self.prefix)
         if fmt == 'qcow2':
             options += ',encrypt.format=luks'
-        run(OURS, 'create', '-q', *SECRETS, '-f', fmt, '-o', options, 'image', '256k')
+        img('create', '-q', *SECRETS, '-f', fmt, '-o', options, 'image', '256k')
 
     def opts(self, secret):
         return ['--image-opts', 'driver=%s,file.filename=image,%skey-secret=%s'
@@ -45,8 +27,8 @@ class Image:
 
     def opens(self, secret):
         """By both programs alike?"""
-        said = [run(p, 'map', *SECRETS, '--output=json', *self.opts(secret))[0] == 0
-                for p in (OURS, ORACLE)]
+        said = [run(p, 'map', *SECRETS, '--output=json', *self.opts(secret)).returncode == 0
+                for p in (IMG, QEMU_IMG)]
         return said[0] if said[0] == said[1] else 'ours %s, theirs %s' % tuple(said)
 
     def amend(self, program, secret, options, *more):
@@ -54,39 +36,38 @@ class Image:
         return run(program, 'amend', *SECRETS, *more, *self.opts(secret), '-o', options)
 
     def active(self):
-        info = json.loads(run(OURS, 'info', '--output=json', 'image')[1])
+        info = json.loads(img('info', '--output=json', 'image').stdout)
         data = info['format-specific']['data']
         slots = (data['encrypt'] if self.fmt == 'qcow2' else data)['slots']
         return [i for i, s in enumerate(slots) if s['active']]
 
 
-def check(image, name, done, slots, **opens):
+def check(image, name, amended, slots, status=0, **opens):
     got = {k: image.opens(k) for k in opens}
-    report(done[0] == 0 and image.active() == slots and got == opens,
-           '%s: %s' % (image.fmt, name), done[2], 'slots %s' % image.active(), str(got))
+    ok(amended.returncode == status and image.active() == slots and got == opens,
+       '%s: %s' % (image.fmt, name), amended.stderr, 'slots %s' % image.active(), got)
 
 
 for fmt in ('luks', 'qcow2'):
     im = Image(fmt)
-    check(im, 'a second password', im.amend(OURS, 's', 'state=active,new-secret=t,iter-time=1'),
+    check(im, 'a second password', im.amend(IMG, 's', 'state=active,new-secret=t,iter-time=1'),
           [0, 1], s=True, t=True, u=False)
     check(im, 'a third in slot 7, by the second', im.amend(
-        OURS, 't', 'state=active,new-secret=u,keyslot=7,iter-time=1'), [0, 1, 7],
+        IMG, 't', 'state=active,new-secret=u,keyslot=7,iter-time=1'), [0, 1, 7],
         s=True, t=True, u=True)
-    check(im, 'one that matches a password goes', im.amend(OURS, 'u', 'state=inactive,old-secret=s'),
+    check(im, 'one that matches a password goes', im.amend(IMG, 'u', 'state=inactive,old-secret=s'),
           [1, 7], s=False, t=True, u=True)
-    check(im, 'one goes by its number', im.amend(OURS, 't', 'state=inactive,keyslot=7'), [1],
+    check(im, 'one goes by its number', im.amend(IMG, 't', 'state=inactive,keyslot=7'), [1],
           s=False, t=True, u=False)
-    refused = im.amend(OURS, 't', 'state=inactive,keyslot=1')
-    check(im, 'the last one stays', (0 if refused[0] == 1 else 1, '', refused[2]), [1], t=True)
-    check(im, 'what qemu-img adds', im.amend(ORACLE, 't',
+    check(im, 'the last one stays', im.amend(IMG, 't', 'state=inactive,keyslot=1'), [1], status=1,
+          t=True)
+    check(im, 'what qemu-img adds', im.amend(QEMU_IMG, 't',
                                              'state=active,new-secret=s,keyslot=3,iter-time=1'),
           [1, 3], s=True, t=True)
     check(im, 'an active slot is overwritten with --force', im.amend(
-        OURS, 's', 'state=active,new-secret=u,keyslot=1,iter-time=1', '--force'), [1, 3],
+        IMG, 's', 'state=active,new-secret=u,keyslot=1,iter-time=1', '--force'), [1, 3],
         s=True, t=False, u=True)
-    im.amend(OURS, 'u', 'state=inactive,keyslot=3')
-    check(im, 'the last one goes with --force', im.amend(OURS, 'u', 'state=inactive,keyslot=1',
+    im.amend(IMG, 'u', 'state=inactive,keyslot=3')
+    check(im, 'the last one goes with --force', im.amend(IMG, 'u', 'state=inactive,keyslot=1',
                                                          '--force'), [], s=False, t=False, u=False)
-print('1..%d' % count)
-sys.exit(1 if failed else 0)
+finish()

@@ -31,6 +31,15 @@ suite.table(r'''
     measure --size 1G -O qcow2 -o cluster_size=4k -o preallocation=full
     measure --size 1G -O qcow2 -o backing_file=x,backing_fmt=raw
     measure --size 1G -O qcow2 -o compat=0.10
+    measure --size 1G -O qcow2 -o compat=0.10,extended_l2=on
+    measure --size 1G -O qcow2 -o compat=0.10,lazy_refcounts=on
+    measure --size 1G -O qcow2 -o compat=0.10,refcount_bits=1
+    measure --size 1G -O qcow2 -o compat=0.10,compression_type=zstd
+    measure --size 1G -O qcow2 -o compat=0.9
+    measure --size 1G -O qcow2 -o compression_type=foo
+    measure --size 1G -O qcow2 -o encrypt.format=foo
+    measure --size 1G -O qcow2 -o backing_fmt=foo
+    measure --size 1G -O qcow2 -o backing_file=foo,preallocation=full
     measure -U --size 1G
 
     # an image

@@ -4,12 +4,11 @@ missing in the table "Line by line" of docs/compatibility.md; and the table has 
 each.   options.t --table: print the table as it should be, notes of the old one kept."""
 import os
 import re
-import subprocess
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-OURS = os.path.join(ROOT, os.environ.get('B', 'build'), 'platter-img')
-THEIRS = os.path.join(os.environ.get('ORACLE', os.path.join(ROOT, 'build/oracle/bin')), 'qemu-img')
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import IMG as OURS, QEMU_IMG as THEIRS, ROOT, finish, ok, run  # noqa: E402
+
 DOC = os.path.join(ROOT, 'docs/compatibility.md')
 HEADING = '## Line by line'
 TOKEN = re.compile(r'(?<![\w-])(--[a-z][a-z-]+|-[a-zA-Z])(?![\w])')
@@ -21,7 +20,7 @@ MORE = {'convert': ['--image-opts'], 'dd': ['--object'], 'measure': ['--object',
 
 
 def text(program, *words):
-    p = subprocess.run([program] + list(words), capture_output=True, text=True)
+    p = run(program, *words)
     return p.stdout + p.stderr
 
 
@@ -98,9 +97,8 @@ def print_table():
 
 def main():
     if sys.argv[1:] == ['--table']:
-        print_table()
-        return 0
-    notes, rows, bad, n = old_notes(), wanted(), 0, 0
+        return print_table()
+    notes, rows = old_notes(), wanted()
     commands = sorted({c for c, _ in rows})
     for command in commands:
         why = []
@@ -113,16 +111,10 @@ def main():
                 why.append('not taken: ' + cell(missing))
             elif note == 'missing' and not missing:
                 print('# %s %s is there by now: run options.t --table' % (command, cell(names)))
-        n += 1
-        bad += bool(why)
-        print('%sok %d - %s' % ('not ' if why else '', n, command or 'options before the command'))
-        print(''.join('# %s\n' % w for w in why), end='')
+        ok(not why, command or 'options before the command', *why)
     stale = [k for k in notes if k not in {(c, cell(names)) for c, names in rows}]
-    n += 1
-    print('%sok %d - the table has no rows of its own' % ('not ' if stale else '', n))
-    print(''.join('# %s %s\n' % k for k in stale), end='')
-    print('1..%d' % n)
-    return 1 if bad or stale else 0
+    ok(not stale, 'the table has no rows of its own', *stale)
+    finish()
 
 
-sys.exit(main())
+main()

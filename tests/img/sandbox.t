@@ -3,12 +3,12 @@
 # the same, and a file that the rules do not let be written is left alone.
 # What the walls keep out is tests/unit/walls.c's.
 cd "$(dirname "$0")/../.." || exit 1
+. tests/tap.sh
 img=$PWD/${B:-build}/platter-img io=$PWD/${B:-build}/platter-io
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 cd "$tmp" || exit 1
-n=0
-ok() { n=$((n + 1)); if [ "$1" = 0 ]; then echo "ok $n - $2"; else echo "not ok $n - $2"; sed 's/^/# /' out err 2>/dev/null; fi; }
+tap_shows=(out err)
 # same NAME WORD...: with and without the sandbox the same, and success
 same()
 {
@@ -53,7 +53,7 @@ if "$img" inspect --output=json near/mid.qcow2 | grep -q '"landlock"'; then
     [ $status = 1 ] && grep -q "data.raw.*Permission denied" err && [ "$(md5sum far/data.raw)" = "$before" ]
     ok $? 'a repair does not write to files of other directories that an image names'
 else
-    n=$((n + 1)); echo "ok $n - a repair and files of other directories # SKIP no landlock"
+    tap_skip "a repair and files of other directories" "no landlock"
 fi
 "$img" check -r all --no-sandbox near/ext.qcow2 >out 2>err
 ok $? 'unless told to'
@@ -72,7 +72,7 @@ printf 'luks' > pw
 if "$img" create -q --object secret,id=s,file=pw -f luks -o key-secret=s,iter-time=10 l.luks 1M 2>err; then
     same 'an encrypted image' info l.luks
 else
-    n=$((n + 1)); echo "ok $n - an encrypted image # SKIP no libgcrypt"
+    tap_skip "an encrypted image" "no libgcrypt"
 fi
 "$img" info missing.qcow2 >out 2>err
 [ $? = 1 ] && grep -q "missing.qcow2': No such file or directory" err
@@ -82,4 +82,4 @@ ok $? 'a file that is not there'
 ok $? 'a directory'
 (ulimit -t 50; "$img" info far/top.qcow2 >out 2>err)
 ok $? 'limits of the caller that are lower stay'
-echo "1..$n"
+tap_end

@@ -15,10 +15,10 @@ import subprocess
 import sys
 import tempfile
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-HERE = os.path.join(TOP, "tests", "img", "scripts")
-B = os.path.abspath(os.environ.get("B", "build"))
-ORACLE = os.environ.get("ORACLE", os.path.join(TOP, "build", "oracle", "bin"))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import BUILD, ORACLE, ROOT, finish, ok                 # noqa: E402
+
+HERE = os.path.join(ROOT, "tests", "img", "scripts")
 
 ALWAYS = [
     (r"[0-9]+ ops; .*", "N ops; T"),
@@ -70,12 +70,10 @@ def run(script, tools, filters):
 
 
 def main():
-    ours = {n: os.path.join(B, p) for n, p in (("qemu-img", "platter-img"), ("qemu-io", "platter-io"))}
+    ours = {n: os.path.join(BUILD, p) for n, p in (("qemu-img", "platter-img"), ("qemu-io", "platter-io"))}
     peer = {n: os.path.join(ORACLE, n) for n in ours}
     names = sys.argv[1:] or sorted(os.listdir(HERE))
-    print(f"1..{len(names)}", flush=True)
-    bad = 0
-    for n, name in enumerate(names, 1):
+    for name in names:
         script = os.path.join(HERE, name)
         with open(script, encoding="utf-8") as f:
             text = f.read()
@@ -83,12 +81,9 @@ def main():
                             if re.search(f"^# {word}$", text, re.M) for f in more]
         diff = list(difflib.unified_diff(run(script, peer, filters), run(script, ours, filters),
                                          "qemu-img", "platter-img", lineterm=""))
-        print(f"{'not ok' if diff else 'ok'} {n} - {name}: the same lines", flush=True)
-        for line in diff[:60]:
-            print("#", line)
-        bad += bool(diff)
-    return bad > 0
+        ok(not diff, f"{name}: the same lines", *diff[:60])
+    finish()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

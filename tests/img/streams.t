@@ -7,30 +7,18 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import shutil
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from differential import OURS, ORACLE
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import tap                                                      # noqa: E402
+from tap import IMG, QEMU_IMG, enter_place, finish, ok          # noqa: E402
 
 MIB = 1 << 20
-count = failed = 0
-
-
-def ok(good, name, detail=''):
-    global count, failed
-    count += 1
-    failed += not good
-    print('%sok %d - %s' % ('' if good else 'not ', count, name))
-    if not good:
-        for line in str(detail).splitlines():
-            print('# ' + line)
 
 
 def run(program, *words):
     """Streams as they are: text mode would make line ends of returns."""
-    p = subprocess.run([program] + list(words), capture_output=True, timeout=120)
+    p = tap.run(program, *words, text=False)
     p.stdout, p.stderr = p.stdout.decode(), p.stderr.decode()
     return p
 
@@ -45,8 +33,8 @@ def slow(us):
 
 
 def test_pipe():
-    ours = run(OURS, 'convert', '-p', '-f', 'raw', '-O', 'raw', 'src.img', 'out.img')
-    theirs = run(ORACLE, 'convert', '-p', '-f', 'raw', '-O', 'raw', 'src.img', 'out2.img')
+    ours = run(IMG, 'convert', '-p', '-f', 'raw', '-O', 'raw', 'src.img', 'out.img')
+    theirs = run(QEMU_IMG, 'convert', '-p', '-f', 'raw', '-O', 'raw', 'src.img', 'out2.img')
     ok(re.fullmatch(r'(    \(\d+\.\d\d/100%\)\r)+\n', ours.stdout), 'a pipe gets percentages',
        ours.stdout)
     mine, other = percentages(ours.stdout), percentages(theirs.stdout)
@@ -54,16 +42,16 @@ def test_pipe():
        'the first and the last are what qemu-img prints', (mine, other))
     ok(mine == sorted(mine), 'they never go back', mine)
     ok(ours.stderr == '', 'and nothing goes to stderr', ours.stderr)
-    ours = run(OURS, 'convert', '-f', 'raw', '-O', 'raw', 'src.img', 'out.img')
+    ours = run(IMG, 'convert', '-f', 'raw', '-O', 'raw', 'src.img', 'out.img')
     ok(ours.stdout == ours.stderr == '', 'without -p there is no output at all', ours)
-    ours = run(OURS, 'convert', '-q', '-p', '-f', 'raw', '-O', 'raw', 'src.img', 'out.img')
+    ours = run(IMG, 'convert', '-q', '-p', '-f', 'raw', '-O', 'raw', 'src.img', 'out.img')
     ok(ours.stdout == '', '-q wins over -p', ours)
 
 
 def read_terminal(words):
     pid, fd = pty.fork()
     if pid == 0:
-        os.execv(OURS, [OURS] + words)
+        os.execv(IMG, [IMG] + words)
     text = b''
     while True:
         try:
@@ -89,14 +77,26 @@ def test_terminal():
 
 
 def start_slow(*words):
-    return subprocess.Popen([OURS, 'convert'] + list(words) +
+    return subprocess.Popen([IMG, 'convert'] + list(words) +
                             ['--image-opts', '-O', 'raw', slow(40000), 'out.img'],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def takes_usr1(p):
+    """Waits until the program's handler is there."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with open('/proc/%d/status' % p.pid, encoding='ascii') as f:
+            caught = int(re.search(r'SigCgt:\s*(\w+)', f.read())[1], 16)
+        if caught & 1 << signal.SIGUSR1 - 1:
+            return
+        time.sleep(0.02)
 
 
 def test_usr1():
     for words, name in (((), 'without -p'), (('-p',), 'with -p')):
         p = start_slow(*words)
+        takes_usr1(p)
         for _ in range(3):
             time.sleep(0.15)
             p.send_signal(signal.SIGUSR1)
@@ -110,7 +110,7 @@ def test_full():
     for words in (['info', 'src.img'], ['map', '--output=json', 'src.img'], ['--help'],
                   ['measure', '--size', '1G']):
         with open('/dev/full', 'w') as full:
-            p = subprocess.run([OURS] + words, stdout=full, stderr=subprocess.PIPE, text=True)
+            p = subprocess.run([IMG] + words, stdout=full, stderr=subprocess.PIPE, text=True)
         ok(p.returncode == 1 and 'No space left on device' in p.stderr,
            '%s: output that cannot be written is an error' % ' '.join(words),
            (p.returncode, p.stderr))
@@ -123,25 +123,19 @@ def test_secrets():
                   ['create', '-f', 'qcow2', '-u', '-b', 'iscsi://me%hunter2@h/iqn/1', '-F', 'raw',
                    'x.qcow2', '1M'],
                   ['create', 'http://me:hunter2@localhost:1/x', '1M']):
-        p = run(OURS, *words)
+        p = run(IMG, *words)
         ok(p.stdout + p.stderr and 'hunter2' not in p.stdout + p.stderr,
            'no password in what "%s ..." prints' % ' '.join(words[:2])[:20], p.stdout + p.stderr)
 
 
 def main():
-    home = tempfile.mkdtemp(prefix='streams.')
-    os.chdir(home)
-    try:
-        with open('src.img', 'wb') as f:
-            for i in range(64):
-                f.write(bytes([i + 1]) * MIB)
-        for test in (test_pipe, test_terminal, test_usr1, test_full, test_secrets):
-            test()
-        print('1..%d' % count)
-    finally:
-        os.chdir('/')
-        shutil.rmtree(home)
-    sys.exit(1 if failed else 0)
+    enter_place('streams')
+    with open('src.img', 'wb') as f:
+        for i in range(64):
+            f.write(bytes([i + 1]) * MIB)
+    for test in (test_pipe, test_terminal, test_usr1, test_full, test_secrets):
+        test()
+    finish()
 
 
 main()

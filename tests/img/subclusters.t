@@ -2,44 +2,19 @@
 """rebase and commit where images have extended L2 entries: partly allocated clusters,
 backing files shorter and longer than the overlay.  The guest's data afterwards is what
 qemu-img leaves, and qemu-img check finds nothing in the images."""
-import atexit
 import filecmp
 import os
 import random
 import shutil
-import subprocess
-import tempfile
+import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.path.join(ROOT, os.environ.get('B', 'build'))
-ORACLE = os.environ.get('ORACLE', os.path.join(ROOT, 'build/oracle/bin'))
-OURS = os.path.join(BUILD, 'platter-img')
-THEIRS = os.path.join(ORACLE, 'qemu-img')
-os.chdir(tempfile.mkdtemp(prefix='subclusters.', dir='/dev/shm' if os.path.isdir('/dev/shm') else None))
-atexit.register(shutil.rmtree, os.getcwd())
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import IMG, QEMU_IMG, QEMU_IO, enter_place, finish, must, ok, run  # noqa: E402
+
+enter_place('subclusters', memory=True)
 rnd = random.Random(int(os.environ.get('SEED', 5)))
 KiB = 1024
 SIZE = 700 * KiB + 1536                 # the last cluster is a part, the last subcluster too
-count = 0
-
-
-def ok(good, name, *why):
-    global count
-    count += 1
-    print('%sok %d - %s' % ('' if good else 'not ', count, name), flush=True)
-    for line in () if good else why:
-        print('# %s' % (line,))
-
-
-def run(program, *words, cwd=None):
-    return subprocess.run([program, *words], capture_output=True, text=True, cwd=cwd)
-
-
-def must(program, *words, cwd=None):
-    p = run(program, *words, cwd=cwd)
-    if p.returncode:
-        raise SystemExit('%s: %s%s' % (words, p.stdout, p.stderr))
-    return p
 
 
 def scatter(name, size, cluster, writes):
@@ -50,16 +25,16 @@ def scatter(name, size, cluster, writes):
         n = min(rnd.choice((512, cluster // 32, cluster // 16, cluster // 2, cluster + 512)), size - at)
         kind = rnd.choice(('write -P %d' % (1 + i % 250),) * 4 + ('write -z', 'write -z -u', 'discard'))
         words += ['-c', '%s %d %d' % (kind, at, n)]
-    must(os.path.join(ORACLE, 'qemu-io'), '-f', 'qcow2', '-d', 'unmap', *words, name)
+    must(QEMU_IO, '-f', 'qcow2', '-d', 'unmap', *words, name)
 
 
 def create(name, size, options, backing=None):
     words = ['-b', backing, '-F', 'qcow2'] if backing else []
-    must(THEIRS, 'create', '-q', '-f', 'qcow2', '-o', options, *words, name, str(size))
+    must(QEMU_IMG, 'create', '-q', '-f', 'qcow2', '-o', options, *words, name, str(size))
 
 
 def content(folder, name):
-    must(THEIRS, 'convert', '-f', 'qcow2', '-O', 'raw', name, 'guest.raw', cwd=folder)
+    must(QEMU_IMG, 'convert', '-f', 'qcow2', '-O', 'raw', name, 'guest.raw', cwd=folder)
     with open(os.path.join(folder, 'guest.raw'), 'rb') as f:
         return f.read()
 
@@ -71,13 +46,13 @@ def attempt(program, folder, words):
     p = run(program, *words, cwd=folder)
     changed = [n for n in sorted(os.listdir('images'))
                if not filecmp.cmp(os.path.join('images', n), os.path.join(folder, n), False)]
-    bad = [n for n in changed if run(THEIRS, 'check', '-q', n, cwd=folder).returncode]
+    bad = [n for n in changed if run(QEMU_IMG, 'check', '-q', n, cwd=folder).returncode]
     return p, {n: content(folder, n) for n in changed}, bad
 
 
 def same(layout, same_for_guest, *words):
-    theirs = attempt(THEIRS, 'theirs', words)
-    ours = attempt(OURS, 'ours', words)
+    theirs = attempt(QEMU_IMG, 'theirs', words)
+    ours = attempt(IMG, 'ours', words)
     name = '%s: %s' % (layout, ' '.join(words))
     ok((ours[0].returncode, ours[0].stdout, ours[0].stderr.replace('platter-img', 'qemu-img')) ==
        (theirs[0].returncode, theirs[0].stdout, theirs[0].stderr), name + ': says the same',
@@ -120,4 +95,4 @@ for i, (label, layout) in enumerate(LAYOUTS.items()):
         same(name, True, 'commit', 'top.qcow2')
         same(name, False, 'commit', '-d', 'middle.qcow2')
         same(name, True, 'commit', '-b', 'base.qcow2', 'top.qcow2')
-print('1..%d' % count)
+finish()

@@ -2,10 +2,9 @@
 # check-layers must pass the tree as it is, and must fail on each kind of
 # violation planted in a copy of it.
 cd "$(dirname "$0")/../.." || exit 1
+. tests/tap.sh
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-n=0
-ok() { n=$((n + 1)); if [ "$1" = 0 ]; then echo "ok $n - $2"; else echo "not ok $n - $2"; fi; }
 
 out=$(tools/check-layers); rc=$?
 ok $rc "the tree keeps to the layer order"
@@ -48,4 +47,4 @@ echo '#include "x_int.h"' > "$tmp/good/protocols/x_ops.c"
 : > "$tmp/good/protocols/x_int.h"
 tools/check-layers "$tmp/good" >/dev/null
 ok $? "a driver may include driver.h and its own header"
-echo "1..$n"
+tap_end

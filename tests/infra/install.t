@@ -2,10 +2,10 @@
 # make install puts programs, libraries and the header where DESTDIR and PREFIX
 # say; the programs run from there, and a program builds against what is there.
 cd "$(dirname "$0")/../.." || exit 1
+. tests/tap.sh
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-n=0
-ok() { n=$((n + 1)); if [ "$1" = 0 ]; then echo "ok $n - $2"; else echo "not ok $n - $2"; sed 's/^/# /' "$tmp/out"; fi; }
+tap_shows=("$tmp/out")
 
 unset MAKEFLAGS MFLAGS
 make install DESTDIR="$tmp/stage" PREFIX=/opt/platter >"$tmp/out" 2>&1
@@ -43,4 +43,4 @@ flags=$(package --static --cflags --libs 2>"$tmp/out") &&
     gcc $san -o "$tmp/static" "$tmp/user.c" ${flags/-lplatter/"$top/lib/libplatter.a"} >"$tmp/out" 2>&1 &&
     "$tmp/static" >>"$tmp/out" 2>&1
 ok $? "a program builds and runs with the static library, as pkg-config says"
-echo "1..$n"
+tap_end

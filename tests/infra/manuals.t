@@ -2,11 +2,11 @@
 # Man pages and bash completions are made from --help, so they name every command and
 # option there is; groff and bash have nothing to complain about.
 cd "$(dirname "$0")/../.." || exit 1
+. tests/tap.sh
 b=${B:-build}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-n=0
-ok() { n=$((n + 1)); if [ "$1" = 0 ]; then echo "ok $n - $2"; else echo "not ok $n - $2"; sed 's/^/# /' "$tmp/out"; fi; }
+tap_shows=("$tmp/out")
 page() { groff -man -Tascii -ww -rLL=200n "$b/man/$1.1" 2>"$tmp/warnings" | sed 's/.\x08//g; s/\x1b\[[0-9;]*m//g'; }
 
 for c in $("$b/platter-img" --help | sed -n 's/^  \([a-z]*\) - .*/\1/p'); do
@@ -65,4 +65,4 @@ offers "$tmp/disk.qcow2" 'file names' platter-img info "$tmp/di"
 offers "$tmp/disk.qcow2" 'file names after options' platter-img info -f raw -U "$tmp/di"
 offers '--kernel' 'platter-run' platter-run --kern
 offers 'writeback writethrough' 'platter-io' platter-io --cache write
-echo "1..$n"
+tap_end

@@ -1,4 +1,4 @@
-#!/usr/bin/python3
+#!/usr/bin/env python3
 """README.md promises only what runs: each "$ command" in its ```console blocks
 is run, in order, in a directory of its own, and must print what stands below it.
 "..." stands for anything in a line, and on a line of its own for any lines.
@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.path.join(TOP, os.environ.get("B", "build"))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import BUILD, ROOT, finish, ok                         # noqa: E402
 
 
 def parts(text):
@@ -57,10 +57,9 @@ def execute(command, where):
     return p.stdout.decode(errors="replace")
 
 
-with open(os.path.join(TOP, "README.md")) as f:
+with open(os.path.join(ROOT, "README.md")) as f:
     items = gather(f.read())
 fill = sys.argv[1:] == ["--fill"]
-count = failed = 0
 with tempfile.TemporaryDirectory() as where:
     for item in items:
         if item[0] == "text":
@@ -73,13 +72,7 @@ with tempfile.TemporaryDirectory() as where:
             keep = matches(item[2], got)
             print("\n".join(item[2]) + "\n" * bool(item[2]) if keep else got, end="")
             continue
-        count += 1
-        good = matches(item[2], got)
-        failed += not good
-        print("%sok %d - %s" % ("" if good else "not ", count, item[1].replace("#", "\\#")))
-        if not good:
-            for line in ["README.md says:"] + item[2] + ["but it prints:"] + got.splitlines()[:30]:
-                print("#   " + line)
+        ok(matches(item[2], got), item[1].replace("#", "\\#"), "README.md says:", *item[2],
+           "but it prints:", *got.splitlines()[:30])
 if not fill:
-    print("1..%d" % count)
-    sys.exit(1 if failed or not count else 0)
+    finish()

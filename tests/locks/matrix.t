@@ -5,24 +5,21 @@ QEMU or Platter, the outcome is that of QEMU and QEMU, to the words of the refus
 A holder is qemu-io or platter-io with an image open; who wants it runs one command.
 The reference for each pair of roles is what the two QEMU programs do.
 """
-import atexit
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 
-top = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..'))
-build = os.path.join(top, os.environ.get('B', 'build'))
-oracle = os.environ.get('ORACLE', os.path.join(top, 'build', 'oracle', 'bin'))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import tap                                                      # noqa: E402
+from tap import IMG, IO, QEMU_IMG, QEMU_IO                      # noqa: E402
+
 TOOLS = {
-    'qemu': {'io': f'{oracle}/qemu-io', 'img': f'{oracle}/qemu-img'},
-    'ours': {'io': f'{build}/platter-io', 'img': f'{build}/platter-img'},
+    'qemu': {'io': QEMU_IO, 'img': QEMU_IMG},
+    'ours': {'io': IO, 'img': IMG},
 }
-work = tempfile.mkdtemp(prefix='platter-locks-')
-atexit.register(shutil.rmtree, work, ignore_errors=True)
+work = tap.own_place('locks')
 image = os.path.join(work, 'disk.img')
 
 HOLDERS = {(fmt, mode): ['-f', fmt] + (['-r'] if mode == 'ro' else [])
@@ -45,20 +42,6 @@ WANTS = {
     'resize':          ('img', 'resize -f FMT IMG 2M'),
     'check':           ('img', 'check -f FMT IMG'),
 }
-
-
-class Tap:
-    count = failed = 0
-
-    def ok(self, good, name, *why):
-        self.count += 1
-        self.failed += not good
-        print(f'{"ok" if good else "not ok"} {self.count} - {name}')
-        if not good:
-            for line in '\n'.join(str(w) for w in why).splitlines():
-                print('#', line)
-        sys.stdout.flush()
-        return good
 
 
 def fresh(fmt):
@@ -130,13 +113,13 @@ def outcome(holder_who, role, want_who, name):
         h.end()
 
 
-def pairs(tap):
+def pairs():
     known = subprocess.run([TOOLS['ours']['img'], '--help'], stdout=subprocess.PIPE, text=True)
     formats = re.search(r'^Image formats:(.*)', known.stdout, re.M)[1].split()
     for role in HOLDERS:
         for name in WANTS:
             if role[0] not in formats:
-                tap.ok(True, f'{role[0]} {role[1]}, {name} # SKIP not built in')
+                tap.skip(f'{role[0]} {role[1]}, {name}', 'not built in')
                 continue
             if name == 'check' and role[0] == 'raw':
                 continue
@@ -149,7 +132,7 @@ def pairs(tap):
                        f'QEMU and QEMU: {ref[0]} {ref[2]}', f'here: {got[0]} {got[2]}')
 
 
-def bytes_held(tap):
+def bytes_held():
     for role in HOLDERS:
         held = {}
         for who in TOOLS:
@@ -161,7 +144,7 @@ def bytes_held(tap):
                f'{role[0]} {role[1]}: the bytes QEMU locks', held)
 
 
-def lock_dies_with_its_process(tap):
+def lock_dies_with_its_process():
     fresh('qcow2')
     h = Holder('ours', ('qcow2', 'rw'))
     before = want('qemu', 'writer', 'qcow2')
@@ -171,9 +154,7 @@ def lock_dies_with_its_process(tap):
            before, after)
 
 
-tap = Tap()
-bytes_held(tap)
-pairs(tap)
-lock_dies_with_its_process(tap)
-print(f'1..{tap.count}')
-sys.exit(1 if tap.failed else 0)
+bytes_held()
+pairs()
+lock_dies_with_its_process()
+tap.finish()

@@ -9,7 +9,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from matrix import *
 from qcow2patch import *
 
-t = Test()
+tap.enter_place("matrix", memory=True)
 
 
 # Each damage changes the image, or returns False where the layout cannot have it.
@@ -107,31 +107,31 @@ def judge(layout, damage, picture):
     before = read_file("damaged.qcow2")
     theirs = check_json(THEIRS, "damaged.qcow2")
     ours = check_json(OURS, "damaged.qcow2")
-    t.ok(theirs[0] in (2, 3) and ours == theirs, name + "check agrees with QEMU's",
-         "ours   %s\ntheirs %s" % (ours, theirs))
-    t.ok(read_file("damaged.qcow2") == before, name + "check without -r writes nothing")
+    tap.ok(theirs[0] in (2, 3) and ours == theirs, name + "check agrees with QEMU's",
+           "ours   %s\ntheirs %s" % (ours, theirs))
+    tap.ok(read_file("damaged.qcow2") == before, name + "check without -r writes nothing")
     theirs = repaired(THEIRS, ["-r", "leaks"])
     ours = repaired(OURS, ["-r", "leaks"])
-    t.ok(ours == theirs, name + "check -r leaks agrees with QEMU's",
-         "ours   %s\ntheirs %s" % (ours, theirs))
+    tap.ok(ours == theirs, name + "check -r leaks agrees with QEMU's",
+           "ours   %s\ntheirs %s" % (ours, theirs))
     theirs = repaired(THEIRS, ["-r", "all"])
     verdict = check_json(THEIRS, "t.qcow2")     # some damage is beyond QEMU's repair
     ours = repaired(OURS, ["-r", "all"])
-    t.ok(same_repair(damage, ours, theirs, layout[1]), name + "check -r all agrees with QEMU's",
-         "ours   %s\ntheirs %s" % (ours, theirs))
+    tap.ok(same_repair(damage, ours, theirs, layout[1]), name + "check -r all agrees with QEMU's",
+           "ours   %s\ntheirs %s" % (ours, theirs))
     result = check_json(THEIRS, "t.qcow2")
-    t.ok(same_repair(damage, result, verdict, layout[1]), name + "QEMU finds our repair as good as its own (status %d)" % verdict[0],
-         "of ours %s\nof its  %s" % (result, verdict))
+    tap.ok(same_repair(damage, result, verdict, layout[1]), name + "QEMU finds our repair as good as its own (status %d)" % verdict[0],
+           "of ours %s\nof its  %s" % (result, verdict))
     if damage in LOSES_DATA and damage not in UNREADABLE:
         r = run(THEIRS, "compare", "-f", "qcow2", "-F", "qcow2", "damaged.qcow2", "t.qcow2")
-        t.ok(r[0] == 0, name + "the guest reads what it read before the repair", said(r))
+        tap.ok(r[0] == 0, name + "the guest reads what it read before the repair", said(r))
     once = read_file("t.qcow2")
     again = check_json(OURS, "t.qcow2", "-r", "all")
-    t.ok(read_file("t.qcow2") == once and not again[1].keys() & {"corruptions-fixed", "leaks-fixed"},
-         name + "one repair is all: a second has nothing to do", "%s %s" % again)
+    tap.ok(read_file("t.qcow2") == once and not again[1].keys() & {"corruptions-fixed", "leaks-fixed"},
+           name + "one repair is all: a second has nothing to do", "%s %s" % again)
     if damage not in LOSES_DATA:
         r = run(THEIRS, "compare", "-f", "raw", "-F", "qcow2", "picture.raw", "t.qcow2")
-        t.ok(r[0] == 0, name + "the repair changes no guest byte", said(r))
+        tap.ok(r[0] == 0, name + "the repair changes no guest byte", said(r))
 
 
 for layout in LAYOUTS:
@@ -141,4 +141,4 @@ for layout in LAYOUTS:
          "picture.raw", "good.qcow2")
     for damage in DAMAGES:
         judge(layout, damage, picture)
-t.done()
+tap.finish()

@@ -1,11 +1,10 @@
 """matrix.py - what the matrix tests share: the layouts, the contents, running
-platter-img and the oracle (qemu-img 10), and TAP.
+platter-img and the oracle (qemu-img 10).
 
 A layout is (version, cluster size, refcount bits); version 2 knows 16-bit
 refcounts only, "extended L2" is version 3 with subclusters.  A picture is the content a guest would see, as bytes; images
 are made from it one way and judged against it the other way.
 """
-import atexit
 import itertools
 import json
 import os
@@ -13,16 +12,11 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 from place import Here, places
 
-TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BUILD = os.path.join(TOP, os.environ.get("B", "build"))
-OURS = os.path.join(BUILD, "platter-img")
-ORACLE = os.environ.get("ORACLE", os.path.join(TOP, "build", "oracle", "bin"))
-THEIRS = os.path.join(ORACLE, "qemu-img")
-OUR_IO = os.path.join(BUILD, "platter-io")
-QEMU_IO = os.path.join(ORACLE, "qemu-io")
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import tap                                                      # noqa: E402
+from tap import IMG as OURS, IO as OUR_IO, QEMU_IMG as THEIRS, QEMU_IO  # noqa: E402
 
 CLUSTERS = (512, 4096, 65536, 2 << 20)
 LAYOUTS = [("v2", c, 16) for c in CLUSTERS] + [
@@ -48,31 +42,6 @@ def picture_size(cluster):
     """Several L2 tables where that is cheap, never a whole number of clusters."""
     return {512: 200 << 10, 4096: 3 << 20, 16384: 4 << 20, 65536: 4 << 20,
             2 << 20: 9 << 20}[cluster] + 1536
-
-
-class Test:
-    """TAP, and a directory of its own that is gone afterwards."""
-
-    def __init__(self):
-        self.count = self.failed = 0
-        # Thousands of small images: in memory where there is some.
-        where = os.environ.get("TMPDIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-        self.dir = tempfile.mkdtemp(prefix="platter-matrix.", dir=where)
-        os.chdir(self.dir)
-        atexit.register(shutil.rmtree, self.dir, True)
-
-    def ok(self, good, name, diag=""):
-        self.count += 1
-        self.failed += not good
-        print("%sok %d - %s" % ("" if good else "not ", self.count, name), flush=True)
-        if not good:
-            for line in str(diag).splitlines()[:40]:
-                print("#   " + line, flush=True)
-        return good
-
-    def done(self):
-        print("1..%d" % self.count)
-        sys.exit(1 if self.failed else 0)
 
 
 class Failed(Exception):

@@ -7,7 +7,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from matrix import *
 
-t = Test()
+tap.enter_place("matrix", memory=True)
 
 
 def ours(*argv):
@@ -167,17 +167,17 @@ def judge(layout, kind, make):
     try:
         picture = make(layout, picture_size(layout[1]))
     except Failed as e:
-        t.ok(False, name + "is made", e)
+        tap.ok(False, name + "is made", e)
         return
-    t.ok(has_layout(layout, len(picture)), name + "has the layout asked for")
+    tap.ok(has_layout(layout, len(picture)), name + "has the layout asked for")
     rc, result = check_json(THEIRS, "t.qcow2")
-    t.ok(rc == 0, name + "passes qemu-img check", "status %d: %s" % (rc, result))
+    tap.ok(rc == 0, name + "passes qemu-img check", "status %d: %s" % (rc, result))
     write_file("picture.raw", picture)
     r = run(THEIRS, "compare", "-f", "raw", "-F", "qcow2", "picture.raw", "t.qcow2")
-    t.ok(r[0] == 0, name + "is what was written, as qemu-img compares it", said(r))
+    tap.ok(r[0] == 0, name + "is what was written, as qemu-img compares it", said(r))
     rc, again = check_json(OURS, "t.qcow2")
-    t.ok((rc, again) == (0, result), name + "our check says what QEMU's says",
-         "ours   %s\ntheirs %s" % (again, result))
+    tap.ok((rc, again) == (0, result), name + "our check says what QEMU's says",
+           "ours   %s\ntheirs %s" % (again, result))
     remove_files()
 
 
@@ -210,10 +210,10 @@ for place in all_places():
         write_file("picture.raw", picture)
         r = run(OURS, "dd", "-f", "raw", "-O", "qcow2", "bs=%d" % bs, "if=picture.raw",
                 "of=" + place.ours("t.qcow2"))
-        t.ok(r[0] == 0, name + "copies a picture", said(r))
+        tap.ok(r[0] == 0, name + "copies a picture", said(r))
         r = run(THEIRS, "compare", "-f", "raw", "-F", "qcow2", "picture.raw", "t.qcow2")
-        t.ok(r[0] == 0, name + "qemu-img compares it equal", said(r))
+        tap.ok(r[0] == 0, name + "qemu-img compares it equal", said(r))
         rc, result = check_json(THEIRS, "t.qcow2")
-        t.ok(rc == 0, name + "passes qemu-img check", result)
+        tap.ok(rc == 0, name + "passes qemu-img check", result)
         remove_files()
-t.done()
+tap.finish()

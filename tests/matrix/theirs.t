@@ -7,7 +7,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from matrix import *
 
-t = Test()
+tap.enter_place("matrix", memory=True)
 
 
 def create(layout, image, size, *options, extra=""):
@@ -77,14 +77,14 @@ def judge(layout, kind, make, *args):
     place.put(*(f for f in ("t.qcow2", "base.qcow2") if os.path.exists(f)))
     write_file("picture.raw", picture)
     r = run(OURS, "compare", "-f", "raw", "-F", "qcow2", "picture.raw", "t.qcow2")
-    t.ok(r[0] == 0, name + "compares equal to what was written", said(r))
+    tap.ok(r[0] == 0, name + "compares equal to what was written", said(r))
     r = run(OURS, "convert", "-f", "qcow2", "-O", "raw", "t.qcow2", "out.raw")
-    t.ok(r[0] == 0 and read_file("out.raw") == picture, name + "converts to the same bytes", said(r))
+    tap.ok(r[0] == 0 and read_file("out.raw") == picture, name + "converts to the same bytes", said(r))
     ours, theirs = map_json(OURS, "t.qcow2"), map_json(THEIRS, "t.qcow2")
-    t.ok(ours == theirs, name + "maps as QEMU maps it", "ours   %s\ntheirs %s" % (ours, theirs))
+    tap.ok(ours == theirs, name + "maps as QEMU maps it", "ours   %s\ntheirs %s" % (ours, theirs))
     ours, theirs = check_json(OURS, "t.qcow2"), check_json(THEIRS, "t.qcow2")
-    t.ok(ours == theirs and ours[0] == 0, name + "checks clean, with QEMU's numbers",
-         "ours   %s\ntheirs %s" % (ours, theirs))
+    tap.ok(ours == theirs and ours[0] == 0, name + "checks clean, with QEMU's numbers",
+           "ours   %s\ntheirs %s" % (ours, theirs))
     remove_files()
 
 
@@ -98,4 +98,4 @@ for place in all_places():
         judge(layout, "compressed zlib", compressed, "zlib")
         if layout[0] == "v3":
             judge(layout, "compressed zstd", compressed, "zstd")
-t.done()
+tap.finish()

@@ -9,7 +9,11 @@
   blocks MIN MAX   block sizes it advertises; 0 0: none
   size N           the export's size, for later connections
   fail OP ERRNO N  the next N commands of that kind (read write flush trim zeroes) fail
+  hold N           the next N writes are neither executed nor answered, nor is what follows
+                   on their connections, until
+  release          they are, whether their connections are there or not; crash forgets them
   lie WHAT         the next reply: magic, handle (unknown), error (an odd number)
+  nonsense         bytes that are no reply, on all connections, which stay open
   oldstyle on|off  no fixed newstyle handshake
   counts           what there has been, as JSON
   save FILE        the stable part;  save-all FILE: the cache, too
@@ -34,6 +38,8 @@ class Server:
     blocks = (0, 0)
     fail = {}
     lie = None
+    hold = epoch = 0
+    go = threading.Event()
     oldstyle = False
     counts = {}
     conns = set()
@@ -107,10 +113,19 @@ def serve(s):
             magic, flags, kind, handle, off, length = struct.unpack(">IHHQQI", recv(s, 28))
             assert magic == 0x25609513
             data = recv(s, length) if kind == 1 else b""
+            late = False
             if kind == 2:
                 return
+            if kind == 1 and Server.hold:
+                Server.hold -= 1
+                Server.counts["held"] = Server.counts.get("held", 0) + 1
+                epoch = Server.epoch
+                Server.go.wait()
+                if Server.epoch != epoch:
+                    return
+                late = True
             with LOCK:
-                if s not in Server.conns:
+                if s not in Server.conns and not late:
                     return
                 err, out = execute(OPS[kind], flags, off, length, data)
                 lie, Server.lie = Server.lie, None
@@ -142,11 +157,26 @@ def cut():
         s.shutdown(socket.SHUT_RDWR)
 
 
+def release():
+    Server.go.set()
+    Server.go = threading.Event()
+
+
 def command(line):
     w = line.split()
     if w[0] == "crash":
         Server.cache[:] = Server.stable
+        Server.epoch += 1
+        Server.hold = 0
+        release()
         cut()
+    elif w[0] == "hold":
+        Server.hold = int(w[1])
+    elif w[0] == "release":
+        release()
+    elif w[0] == "nonsense":
+        for s in list(Server.conns):
+            s.sendall(b"\x7f" * 64)
     elif w[0] == "cut":
         cut()
     elif w[0] == "flags":

@@ -16,7 +16,10 @@ Commands
   long-read N      READ answers with N bytes more than asked;  long-write N: claims more
   fsinfo RT WT     rtmax, wtmax
   silent COUNT     the next COUNT calls are never answered
+  hold OP COUNT    the next COUNT calls of OP are neither executed nor answered, until
+  release          they are, however old; crash forgets them
   garbage COUNT    the next COUNT replies are nonsense behind a good header
+  bad-record       a record that is too long on all connections, which stay open
   sync             WRITE answers FILE_SYNC and means it
   truncate SIZE    another client's doing
   save FILE        "disk" content into FILE;   save-all FILE: with unflushed
@@ -49,6 +52,8 @@ class State:
         self.extra = {"read": 0, "write": 0}
         self.fsinfo = (1 << 20, 1 << 20)
         self.silent = self.garbage = 0
+        self.hold = {}              # op -> count
+        self.held = []              # (connection, call)
         self.sync = self.verifier_at_write = False
         self.lose_at_commit = 0
         self.counts = {}
@@ -197,7 +202,8 @@ def nfs_call(proc, x):
     return fn(x) if fn else u32(10004, 0, 0)
 
 
-def answer(data):
+def answer(data, c=None):
+    """c: where it came from; None: it has been held."""
     x = Xdr(data)
     xid, _, _, prog, _, proc = (x.u32() for _ in range(6))
     for _ in range(2):                  # credentials, verifier
@@ -206,6 +212,11 @@ def answer(data):
     with LOCK:
         if proc and S.silent:
             S.silent -= 1
+            return None
+        if c and prog == 100003 and S.hold.get(OPS.get(proc)):
+            S.hold[OPS[proc]] -= 1
+            S.held.append((c, data))
+            S.counts["held"] = S.counts.get("held", 0) + 1
             return None
         if prog == 100000:              # portmapper, GETPORT: all is here
             body = u32(PORT) if proc == 3 else b""
@@ -229,6 +240,20 @@ def recv_all(c, n):
     return data
 
 
+def send(c, reply):
+    c.sendall(struct.pack(">I", 0x80000000 | len(reply)) + reply)
+
+
+def release():
+    held, S.held, S.hold = S.held, [], {}
+    for c, data in held:
+        reply = answer(data)
+        try:
+            send(c, reply)
+        except OSError:
+            pass                        # the client has closed it; executed all the same
+
+
 def serve(c):
     try:
         while True:
@@ -237,9 +262,9 @@ def serve(c):
                 mark = struct.unpack(">I", recv_all(c, 4))[0]
                 last = mark >> 31
                 data += recv_all(c, mark & 0x7fffffff)
-            reply = answer(data)
+            reply = answer(data, c)
             if reply is not None:
-                c.sendall(struct.pack(">I", 0x80000000 | len(reply)) + reply)
+                send(c, reply)
     except OSError:
         pass
     with LOCK:
@@ -263,6 +288,7 @@ def command(line):
         S.lose()
     elif name == "crash":
         S.lose()
+        S.held, S.hold = [], {}
         for c in list(S.conns):
             c.shutdown(socket.SHUT_RDWR)
     elif name == "lose-at-commit":
@@ -281,6 +307,13 @@ def command(line):
         S.fsinfo = (n[0], n[1])
     elif name in ("silent", "garbage"):
         setattr(S, name, n[0])
+    elif name == "hold":
+        S.hold[w[1]] = n[0]
+    elif name == "bad-record":
+        for c in list(S.conns):
+            c.sendall(b"\x7f" * 64)
+    elif name == "release":
+        release()
     elif name == "sync":
         S.sync = True
     elif name == "truncate":

@@ -2,10 +2,12 @@
 
 Target(faults) listens on 127.0.0.1; one thread a connection.  What is written is seen
 by reads at once (live) and reaches the medium with SYNCHRONIZE CACHE or FUA only;
-lose_cache() brings live back to the medium, as a power failure does.
+lose_cache() brings live back to the medium, as a power failure does.  A login with the ISID
+of an open connection ends that one (session reinstatement); conn.session is the ISID's last
+number, which tells an initiator's sessions apart.
 
 A fault is a function f(target, conn, cmd) that target.on(opcode, f, count) calls in
-place of the next commands with that opcode.  It returns True when it has dealt with the
+place of the next commands with that opcode (of one session, if it is named).  It returns True when it has dealt with the
 command, or False to have it done as usual afterwards.  The ready-made ones are below.
 """
 import hashlib
@@ -49,6 +51,7 @@ class Target:
         self.faults, self.count, self.log = {}, {}, []
         self.digest = False
         self.login_fault = None
+        self.refused = set()            # sessions that cannot log in
         self.silent = False             # answers nothing any more on open connections
         self.conns = set()
         self.logins = 0
@@ -75,15 +78,19 @@ class Target:
     def url(self, query=''):
         return 'iscsi://127.0.0.1:%d/%s/1%s' % (self.port, self.name, query)
 
-    def on(self, op, fault, count=1):
+    def on(self, op, fault, count=1, session=None):
         with self.lock:
-            self.faults.setdefault(op, []).extend([fault] * count)
+            self.faults.setdefault(op, []).extend([(fault, session)] * count)
 
-    def next_fault(self, op):
+    def next_fault(self, op, session):
         with self.lock:
             self.count[op] = self.count.get(op, 0) + 1
-            queue = self.faults.get(op)
-            return queue.pop(0) if queue else None
+            queue = self.faults.get(op, [])
+            for i, (fault, which) in enumerate(queue):
+                if which in (None, session):
+                    del queue[i]
+                    return fault
+            return None
 
     def attention(self, key, ascq):
         for c in list(self.conns):
@@ -124,6 +131,7 @@ class Conn:
         self.attentions = [(6, 0x2900)]         # as every target, for a new nexus
         self.statsn, self.expcmdsn = 1, 1
         self.digest = False
+        self.isid = self.session = None
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         target.conns.add(self)
         threading.Thread(target=self.run, daemon=True).start()
@@ -211,12 +219,16 @@ class Conn:
             if bhs[0] & 0x3f != 3:
                 raise Gone
             self.expcmdsn, = struct.unpack('>I', bhs[24:28])
+            self.isid, self.session = bhs[8:14], bhs[13]
             keys = dict(k.split('=', 1) for k in data.decode().split('\0') if '=' in k)
             flags, stage = bhs[1], bhs[1] >> 2 & 3
             if self.t.login_fault:
                 status, extra = self.t.login_fault
                 self.t.logins += 1
                 self.login_reply(bhs, flags, extra, status)
+                raise Gone
+            if self.session in self.t.refused:
+                self.login_reply(bhs, flags, [], (3, 1))
                 raise Gone
             if stage == 0 and self.t.secret:
                 if 'CHAP_R' in keys:
@@ -252,7 +264,14 @@ class Conn:
                 self.digest = self.t.digest
                 if flags & 0x83 == 0x83:
                     self.t.logins += 1
+                    self.reinstate()
                     return
+
+    def reinstate(self):
+        with self.t.lock:
+            for c in list(self.t.conns):
+                if c is not self and c.isid == self.isid:
+                    c.close()
 
     # full feature phase ------------------------------------------------------------
 
@@ -341,7 +360,7 @@ class Conn:
         self.later = []
         with self.t.lock:
             self.t.log.append((cmd.op, cmd.lba, cmd.count))
-        fault = self.t.next_fault(cmd.op)
+        fault = self.t.next_fault(cmd.op, self.session)
         if not (fault and fault(self.t, self, cmd)):
             if self.attentions and cmd.op != 0x12:
                 self.status(cmd, 2, self.attentions.pop(0))

@@ -1,4 +1,4 @@
-"""faultlib.py - what the tests with misbehaving servers share: TAP, platter-io and qemu-io
+"""faultlib.py - what the tests with misbehaving servers share: platter-io and qemu-io
 held open while the server is told what to do, and the fake server itself."""
 import json
 import os
@@ -11,17 +11,8 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-B = os.environ.get("B", "build")
-IO = os.path.abspath(os.path.join(B, "platter-io"))
-IMG = os.path.abspath(os.path.join(B, "platter-img"))
-
-
-def oracle(name):
-    for base in (os.environ.get("ORACLE", ""), os.path.join(B, "oracle/bin"), "build/oracle/bin"):
-        path = os.path.join(base, name)
-        if base and os.access(path, os.X_OK):
-            return os.path.abspath(path)
-    return None
+sys.path.insert(0, os.path.dirname(HERE))
+from tap import IO                                              # noqa: E402
 
 
 def isolate():
@@ -43,36 +34,6 @@ def isolate():
     return False
 
 
-class Tap:
-    def __init__(self):
-        self.n = self.failed = 0
-
-    def ok(self, good, name, why=""):
-        self.n += 1
-        print("%sok %d - %s" % ("" if good else "not ", self.n, name), flush=True)
-        if not good:
-            self.failed += 1
-            for line in str(why).splitlines()[-25:]:
-                print("#", line)
-        return good
-
-    def skip(self, name, why):
-        self.n += 1
-        print("ok %d - %s # SKIP %s" % (self.n, name, why), flush=True)
-
-    def run(self, fn):
-        """A test function: its docstring names it, an exception fails it."""
-        try:
-            fn()
-            self.ok(True, fn.__doc__)
-        except Exception as e:              # pylint: disable=broad-except
-            self.ok(False, fn.__doc__, "%s: %s" % (type(e).__name__, e))
-
-    def end(self):
-        print("1..%d" % self.n)
-        sys.exit(1 if self.failed else 0)
-
-
 class Child:
     """A helper of this folder that takes commands on stdin; .port is where it listens."""
     asks = ("counts", "count")
@@ -89,6 +50,15 @@ class Child:
         answer = self.p.stdout.readline().strip()
         assert answer == "ok" or line in self.asks, answer
         return answer
+
+    def wait_for(self, op, count, timeout):
+        """Until so many calls of it were executed; False: they were not."""
+        end = time.monotonic() + timeout
+        while self.counts().get(op, 0) < count:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
 
     def __enter__(self):
         return self
@@ -108,7 +78,24 @@ class Proxy(Child):
         return int(self.do("count").split()[0])
 
 
-class Fake(Child):
+class Server(Child):
+    """url(ARG..., port=PORT) is its disk's, where a proxy listens or it itself."""
+    writes = True
+    tries = 8                   # outages.n12_count: connections, at the most
+
+    def counts(self):
+        return json.loads(self.do("counts"))
+
+    def content(self, which="save"):
+        with tempfile.NamedTemporaryFile() as f:
+            self.do("%s %s" % (which, f.name))
+            return f.read()
+
+    def disk(self, *args, port=None, flags=()):
+        return Io(self.url(*args, port=port), *flags)
+
+
+class Fake(Server):
     """An NFS server."""
 
     def __init__(self, size, *commands):
@@ -118,13 +105,45 @@ class Fake(Child):
         return "nfs://127.0.0.1/export/disk?" + "&".join(
             ["nfsport=%d" % (port or self.port), "mountport=%d" % self.port] + list(args))
 
-    def counts(self):
-        return json.loads(self.do("counts"))
 
-    def content(self, which="save"):
-        with tempfile.NamedTemporaryFile() as f:
-            self.do("%s %s" % (which, f.name))
-            return f.read()
+class Nbd(Server):
+    def __init__(self, size, *commands):
+        super().__init__("fake_nbd.py", 0, size, *commands)
+
+    def url(self, *args, port=None):
+        return "nbd://127.0.0.1:%d/x" % (port or self.port) + ("?" + "&".join(args) if args else "")
+
+
+class Web(Server):
+    writes = False
+    tries = 12
+
+    def __init__(self, file, *commands):
+        super().__init__("bad_web.py", 0, file, *commands)
+
+    def url(self, port=None, user=""):
+        return "http://%s127.0.0.1:%d/disk.raw" % (user and user + "@", port or self.port)
+
+    def options(self, *args, port=None):
+        """For --image-opts: its URLs have no arguments of ours."""
+        return ",".join(("driver=raw,file.driver=http,file.url=" + self.url(port),) +
+                        tuple("file." + a for a in args))
+
+    def disk(self, *args, port=None, flags=()):
+        return Io(self.options(*args, port=port), "--image-opts", "-r", *flags, fmt=None)
+
+
+def proxied(server, fn, *args):
+    """A test: fn(s, p, io) with a new server (fn.commands for it), a proxy before it, and a
+    disk through them: URL arguments args and fn.args, platter-io's fn.flags."""
+    def test():
+        with server(*getattr(fn, "commands", ())) as s, Proxy(s.port) as p:
+            with s.disk(*args, *getattr(fn, "args", ()), port=p.port,
+                        flags=getattr(fn, "flags", ())) as io:
+                fn(s, p, io)
+                assert "verification failed" not in io.text, io.text
+    test.__doc__, test.__name__ = fn.__doc__, fn.__name__
+    return test
 
 
 class Io:
@@ -137,7 +156,10 @@ class Io:
                                   stdout=slave, stderr=slave)
         os.close(slave)
         self.text = ""
-        self.pause = 0.3 if "qemu" in program else 0    # it wants lines one by one
+        self.said = ""
+        # qemu-io forgets a line that comes with the one before it: wait for its prompt.
+        self.prompt = "qemu-io> " if "qemu" in program else ""
+        self.read_until(self.prompt, 20)
         self.do("length")
 
     def read_until(self, pattern, timeout):
@@ -157,17 +179,29 @@ class Io:
             self.text += part
         return got
 
-    def do(self, command, timeout=20):
-        """The output of one command."""
-        for line in (command, "read -P 0 0 0"):
+    def start(self, *commands):
+        """Type them, and what finish() waits for."""
+        self.said = ""
+        for i, line in enumerate(commands + ("read -P 0 0 0",)):
+            if i:
+                self.said += self.read_until(self.prompt, 20)
             self.p.stdin.write((line + "\n").encode())
             self.p.stdin.flush()
-            time.sleep(self.pause)
-        return self.read_until(r"read 0/0 bytes[^\n]*\n[^\n]*sec", timeout).split("read 0/0")[0]
+
+    def finish(self, timeout=20):
+        """The output of what was started."""
+        end = r"read 0/0 bytes[^\n]*\n[^\n]*sec[\s\S]*" + self.prompt
+        return (self.said + self.read_until(end, timeout)).split("read 0/0")[0]
+
+    def do(self, command, timeout=20):
+        """The output of one command."""
+        self.start(command)
+        return self.finish(timeout)
 
     def good(self, command, timeout=20):
         out = self.do(command, timeout)
-        said = [line for line in out.splitlines() if not line.startswith("platter-io: ")]
+        said = [line for line in out.replace("platter-io> ", "").splitlines()
+                if not line.startswith("platter-io: ")]
         assert not re.search("fail|error", "\n".join(said), re.I), out
         return out
 

@@ -31,6 +31,7 @@ io()
     OUT=
     printf '%s\nlength\n' "$1" >&"$IO_IN"
     while read -r -t 60 line <&"$IO_OUT"; do
+        while [ "${line#platter-io> }" != "$line" ]; do line=${line#platter-io> }; done
         [ "$line" != "64 MiB" ] || return 0
         OUT+=$line$'\n'
     done
@@ -82,9 +83,16 @@ verify()
     done
 }
 # Bricks of a volume that are not running, started.
+# VOLUME: comes back when all of its bricks serve.
 restart_bricks()
 {
+    local i
     gluster_ctl volume start "$1" force >/dev/null
+    for i in $(seq 120); do
+        gluster_ctl volume status "$1" detail | sed -n 's/^Online *: //p' > "$tmp/online"
+        ! grep -qv Y "$tmp/online" && [ -s "$tmp/online" ] && return
+        sleep 0.5
+    done
 }
 
 brick_killed_replica()
@@ -230,14 +238,17 @@ split_brain()
     sleep 1
     platter-io -f raw -c "write -q -P 2 0 64k" -c flush "$u" || return 1
     restart_bricks vb
-    sleep 4
     kill -KILL "$(gluster_brick_pid vb 0)"
     sleep 1
     platter-io -f raw -c "write -q -P 3 0 64k" -c flush "$u" || return 1
     restart_bricks vb
-    sleep 4
-    gluster_ctl volume heal vb info split-brain | grep -q "split-brain: 1" ||
-        { echo "could not make a split brain"; return 1; }
+    for o in $(seq 30); do
+        gluster_ctl volume heal vb info split-brain > "$tmp/heal"
+        ! grep -q "split-brain: 1" "$tmp/heal" || break
+        sleep 1
+    done
+    grep -q "split-brain: 1" "$tmp/heal" ||
+        { echo "could not make a split brain"; cat "$tmp/heal"; return 1; }
     platter-io -f raw -r -c "read -P 2 0 64k" "$u" > "$tmp/out" 2>&1 && return 1
     cat "$tmp/out"
     grep -q "Input/output error" "$tmp/out"

@@ -16,19 +16,11 @@ U=gluster://$GLUSTER_HOST/v0
 U3=gluster://$GLUSTER_HOST/v3
 D=$(gluster_brick_dir v0)
 
-# TEXT COMMAND...: fails, and says TEXT.
-fails_with()
-{
-    local text=$1 out
-    shift
-    out=$("$@" 2>&1) && { echo "it succeeded: $out"; return 1; }
-    case $out in *"$text"*) ;; *) echo "it said: $out"; return 1 ;; esac
-}
-
 create()
 {
     platter-img create -q -f qcow2 $U/a.qcow2 1G && platter-img create -q -f raw $U/a.raw 64M &&
-        [ "$(stat -c %s "$D/a.raw")" = 67108864 ] && platter-img check -q $U/a.qcow2
+        [ "$(stat -c %s "$D/a.raw")" = 67108864 ] && platter-img check -q $U/a.qcow2 &&
+        [ $(($(stat -c %s "$D/a.qcow2") % 512)) = 0 ]
 }
 tap_ok "create makes images" create
 

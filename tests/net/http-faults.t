@@ -1,22 +1,20 @@
 #!/usr/bin/env python3
 """http-faults.t - web servers that cut, stall, refuse, lie, redirect and change the file:
 the right bytes or an error, never mixed data.  N8-N12, N14 and their like."""
-import json
 import os
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import faultlib
-from faultlib import Child, Io, Proxy, Tap
+import outages
+from faultlib import Web, proxied
+import tap
 
 K = 1024
 SIZE = 4 << 20
 faultlib.isolate()
-tap = Tap()
 work = tempfile.TemporaryDirectory()
 FILE = os.path.join(work.name, "disk.raw")
 with open(FILE, "wb") as out:
@@ -24,37 +22,17 @@ with open(FILE, "wb") as out:
         out.write(bytes([i + 1]) * (64 * K))
 
 
-class Web(Child):
-    def __init__(self, *commands):
-        super().__init__("bad_web.py", 0, FILE, *commands)
-
-    def url(self, port=None, user=""):
-        return "http://%s127.0.0.1:%d/disk.raw" % (user and user + "@", port or self.port)
-
-    def counts(self):
-        return json.loads(self.do("counts"))
+def disk(*commands):
+    return Web(FILE, *commands)
 
 
 def opened(url, *opts, env=None, image=True):
     """platter-img info: (status, all that it says)"""
-    args = [url] if not opts else ["--image-opts", "driver=raw,file.driver=http,file.url=%s,%s" %
-                                   (url, ",".join("file." + o for o in opts))]
-    r = subprocess.run([faultlib.IMG, "info", *args], capture_output=True, text=True, timeout=30,
+    args = [url] if not opts else ["--image-opts", ",".join(
+        ("driver=raw,file.driver=http,file.url=" + url,) + tuple("file." + o for o in opts))]
+    r = subprocess.run([tap.IMG, "info", *args], capture_output=True, text=True, timeout=30,
                        env=dict(os.environ, **(env or {})), check=False)
     return r.returncode, r.stdout + r.stderr
-
-
-def case(fn):
-    def test():
-        with Web() as s, Proxy(s.port) as p:
-            opts = getattr(fn, "opts", "timeout=30")
-            name = "driver=raw,file.driver=http,file.url=%s,%s" % (
-                s.url(p.port), ",".join("file." + o for o in opts.split(",")))
-            with Io(name, "--image-opts", "-r", fmt=None) as io:
-                fn(s, p, io)
-                assert "verification failed" not in io.text, io.text
-    test.__doc__ = fn.__doc__
-    return test
 
 
 def n11_down(s, p, io):
@@ -81,67 +59,7 @@ def n11_large(s, p, io):
     assert s.counts()["bytes"] - before < 3 << 20, s.counts()
 
 
-n11_large.opts = "connections=1"
-
-
-def n9_stall(s, p, io):
-    """N9: a black hole for 2 s, shorter than the timeout: only slow"""
-    p.do("stall")
-    threading.Timer(2, lambda: p.do("go")).start()
-    io.good("read -P 3 128k 64k", 10)
-    assert "reconnecting" not in io.text
-
-
-def n9_for_ever(s, p, io):
-    """N9: a black hole for ever: EIO after timeout + reconnect, and the program ends"""
-    p.do("stall")
-    t = time.monotonic()
-    io.bad("read 128k 4k", "Input/output error", 15)
-    assert 1 <= time.monotonic() - t < 8
-    io.end(10)
-    assert time.monotonic() - t < 15
-
-
-n9_for_ever.opts = "timeout=1,reconnect=2"
-
-
-def n12_refused(s, p, io):
-    """N12: refused for 2 s: tried again with growing pauses, then everything goes on"""
-    p.do("down")
-    threading.Timer(2, lambda: p.do("up")).start()
-    io.good("read -P 3 128k 64k", 20)
-    assert "reconnecting" in io.text and "connected again" in io.text, io.text
-
-
-def n12_over(s, p, io):
-    """N12: refused for longer than reconnect=: EIO, at once for later requests, then back"""
-    p.do("down")
-    io.bad("read 0 4k", "Input/output error", 20)
-    t = time.monotonic()
-    io.bad("read 0 4k", "Input/output error", 20)
-    assert time.monotonic() - t < 1
-    assert "given up after 2 s" in io.text, io.text
-    p.do("up")
-    for _ in range(12):
-        if "failed" not in io.do("read -P 1 0 4k"):
-            break
-        io.do("sleep 1000")
-    io.good("read -P 1 0 64k")
-
-
-n12_over.opts = "timeout=2,reconnect=2"
-
-
-def n12_count(s, p, io):
-    """N12: the number of attempts is bounded by the steps 0.1, 0.2, 0.4 ... s"""
-    before = p.connections()
-    p.do("refuse 1000")
-    p.do("cut")
-    io.bad("read 0 4k", "Input/output error", 20)
-    assert 3 <= p.connections() - before <= 12, p.connections() - before
-
-
-n12_count.opts = "timeout=2,reconnect=3"
+n11_large.args = ("connections=1",)
 
 
 def busy(s, p, io):
@@ -218,21 +136,12 @@ def cached(s, p, io):
     assert s.counts()["bytes"] < 2 << 20
 
 
-for fn in (n11_down, n11_large, n9_stall, n9_for_ever, n12_refused, n12_over, n12_count, busy, gone,
-           honest_part, cut_short, changes('etag "two"'),
-           changes("modified Tue, 24 Nov 2026 11:00:00 GMT"), changes("lie total 1"),
-           changes("lie whole 1"), liar("range", "another range"), too_much,
-           liar("gzip", "encoded"), liar("norange", "'range'"), cached):
-    if not sys.argv[1:] or fn.__name__ in sys.argv[1:]:
-        tap.run(case(fn))
-
-
 def credentials():
     """user and password from URL, option, file, environment; never printed; cookies"""
     pw = os.path.join(work.name, "pw")
     with open(pw, "w", encoding="ascii") as f:
         f.write("secretpass\n")
-    with Web("user joe:secretpass") as s:
+    with disk("user joe:secretpass") as s:
         texts = []
         for url, opts, env, want in (
                 (s.url(), (), {}, 1), (s.url(user="joe:wrong"), (), {}, 1),
@@ -246,14 +155,14 @@ def credentials():
             texts.append(text)
         assert not any("secretpass" in t or "wrong" in t for t in texts), texts
         assert "error: 401" in texts[0] and "error: 401" in texts[1], texts
-    with Web("cookie a=b") as s:
+    with disk("cookie a=b") as s:
         assert opened(s.url())[0] == 1
         assert opened(s.url(), "cookie=a=b")[0] == 0
 
 
 def redirects():
     """redirects are followed, but not for ever, not elsewhere; others get no credentials"""
-    with Web() as s, Web("redirect http://127.0.0.1:%d/x" % s.port) as r:
+    with disk() as s, disk("redirect http://127.0.0.1:%d/x" % s.port) as r:
         assert opened(r.url(user="joe:pw"))[0] == 0
         assert s.counts()["secrets"] == 0, s.counts()
         assert r.counts()["redirects"] == 1, r.counts()     # remembered
@@ -266,7 +175,10 @@ def redirects():
             assert r.counts()["redirects"] < 30
 
 
-if not sys.argv[1:]:
-    for fn in (credentials, redirects):
-        tap.run(fn)
-tap.end()
+tap.attempt_all(*(proxied(disk, fn) for fn in (
+    n11_down, n11_large) + outages.CASES + (
+    busy, gone, honest_part, cut_short, changes('etag "two"'),
+    changes("modified Tue, 24 Nov 2026 11:00:00 GMT"), changes("lie total 1"),
+    changes("lie whole 1"), liar("range", "another range"), too_much,
+    liar("gzip", "encoded"), liar("norange", "'range'"), cached)), credentials, redirects)
+tap.finish()

@@ -4,6 +4,7 @@ N19-N22 of the fault list, against fakeiscsi.py."""
 import os
 import random
 import sys
+import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import fakeiscsi as fake
 from fakeiscsi import READ, SYNC, WRITE, Target
@@ -53,6 +54,21 @@ def n16_read():
     t.on(READ, fake.power_loss)
     ok(io(t.url(), 'write -P 1 0 64k', 'read -P 1 0 64k', 'flush'))
     on_medium(t, 0, 1, 64 << 10)
+
+
+@test
+def n16_behind():
+    """N16: a read is told, and the flush right behind it is not: that one is asked again"""
+    t = Target()
+
+    def lose(t, c, cmd):
+        time.sleep(1)                   # until the flush has arrived
+        t.lose_cache()
+        return False
+    t.on(READ, lose)
+    ok(io(t.url(), 'write -P 1 0 64k', 'aio_read -q 4M 4k', 'flush'))
+    on_medium(t, 0, 1, 64 << 10)
+    assert t.count[SYNC] >= 2, t.count
 
 
 @test

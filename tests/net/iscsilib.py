@@ -1,11 +1,10 @@
-"""iscsilib.py - how the tests with fakeiscsi.py run platter-io and print TAP."""
+"""iscsilib.py - how the tests with fakeiscsi.py run platter-io."""
 import os
 import subprocess
-import sys
 import time
+from faultlib import IO
+import tap
 
-B = os.environ.get('B', 'build')
-IO = os.path.abspath(os.path.join(B, 'platter-io'))
 tests = []
 # Builds with sanitizers are slower, machines busy; the bounds in tests are for the policy.
 SLACK = float(os.environ.get('SLACK', 6))
@@ -43,18 +42,5 @@ def on_medium(t, off, pattern, n):
 
 
 def main():
-    only = sys.argv[1:]
-    run = [f for f in tests if not only or f.__name__ in only]
-    print('1..%d' % len(run))
-    bad = 0
-    for i, f in enumerate(run, 1):
-        start = time.monotonic()
-        try:
-            f()
-            word = 'ok'
-        except Exception as e:
-            word, bad = 'not ok', bad + 1
-            for line in ('%s: %s' % (type(e).__name__, e))[-2000:].splitlines():
-                print('# ' + line)
-        print('%s %d - %s (%.1f s)' % (word, i, f.__doc__, time.monotonic() - start), flush=True)
-    os._exit(bad != 0)
+    tap.attempt_all(*tests)
+    tap.finish()

@@ -3,47 +3,23 @@
 loses its cache, fails and lies: nothing flushed is lost, no read is wrong, EIO when the
 policy's time is over.  N9-N12 and their like."""
 import os
+import subprocess
 import sys
-import tempfile
-import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import faultlib
-from faultlib import Child, Io, Proxy, Tap
+import outages
+from faultlib import Nbd, proxied
+import tap
 
 SIZE = 4 << 20
 K = 1024
 faultlib.isolate()
-tap = Tap()
 
 
-class Nbd(Child):
-    def __init__(self, *commands):
-        super().__init__("fake_nbd.py", 0, SIZE, *commands)
-
-    def url(self, *args, port=None):
-        return "nbd://127.0.0.1:%d/x" % (port or self.port) + ("?" + "&".join(args) if args else "")
-
-    def counts(self):
-        import json
-        return json.loads(self.do("counts"))
-
-    def content(self, which="save"):
-        with tempfile.NamedTemporaryFile() as f:
-            self.do("%s %s" % (which, f.name))
-            return f.read()
-
-
-def case(fn):
-    """With a server, a proxy before it, and a disk through them."""
-    def test():
-        commands, args = getattr(fn, "commands", ()), getattr(fn, "args", ())
-        with Nbd(*commands) as s, Proxy(s.port) as p:
-            with Io(s.url(*args, port=p.port), *getattr(fn, "flags", ())) as io:
-                fn(s, p, io)
-    test.__doc__ = fn.__doc__
-    return test
+def disk(*commands):
+    return Nbd(SIZE, *commands)
 
 
 def lost_cache(s, p, io):
@@ -222,97 +198,169 @@ n11_large.commands = ("flags flush fua multi",)
 n11_large.args = ("connections=3",)
 
 
-def n9_stall(s, p, io):
-    """N9: a black hole for 2 s, shorter than the timeout: only slow"""
-    p.do("stall")
-    threading.Timer(2, lambda: p.do("go")).start()
-    io.good("write -P 3 0 64k", 10)
-    io.good("read -P 3 0 64k")
-    assert "reconnecting" not in io.text
+def n9_late_write(s, p, io):
+    """N9: a slow server's old write does not undo a newer one that was acknowledged"""
+    s.do("hold 1")
+    io.start("write -P 1 0 64k", "write -P 2 16k 16k", "flush")
+    s.wait_for("write", 2, 3)           # of a client that sends the first one again
+    s.do("release")
+    out = io.finish()
+    assert "failed" not in out, out
+    got = s.content("save-all")
+    assert got[:64 * K] == b"\1" * 16 * K + b"\2" * 16 * K + b"\1" * 32 * K, got[16 * K]
+    assert "connected again" in io.text, io.text
 
 
-def n9_for_ever(s, p, io):
-    """N9: a black hole for ever: EIO after timeout + reconnect, and the program ends"""
-    p.do("stall")
-    t = time.monotonic()
-    io.bad("write -P 3 0 64k", "Input/output error", 15)
-    assert 1 <= time.monotonic() - t < 8
-    status, _ = io.end(20)
-    assert time.monotonic() - t < 15
+n9_late_write.args = ("timeout=1",)
 
 
-n9_for_ever.args = ("timeout=1", "reconnect=2")
+def n9_slow_then_dead(s, p, io):
+    """N9: the slow server dies without having executed it: the write is made again"""
+    s.do("hold 1")
+    io.start("write -P 1 0 64k", "flush")
+    assert not s.wait_for("write", 1, 2)
+    s.do("crash")
+    out = io.finish()
+    assert "failed" not in out, out
+    assert s.content()[:64 * K] == b"\1" * 64 * K
 
 
-def n12_refused(s, p, io):
-    """N12: refused for 2 s: tried again with growing pauses, then everything goes on"""
-    io.good("write -P 3 0 64k")
-    p.do("down")
-    threading.Timer(2, lambda: p.do("up")).start()
-    io.good("read -P 3 0 64k", 20)
+n9_slow_then_dead.args = ("timeout=1",)
+
+
+def n9_nonsense(s, p, io):
+    """N9: a reply that is nonsense is not the server's end: no write again before that"""
+    s.do("hold 1")
+    io.good("aio_write -P 1 0 4k")
+    assert s.wait_for("held", 1, 5)
+    s.do("nonsense")
+    io.good("sleep 500")
+    assert "reconnecting" in io.text and not s.counts().get("write"), (io.text, s.counts())
+    s.do("crash")
+    io.good("aio_flush")
     io.good("flush")
-    assert s.content()[:64 * K] == b"\3" * 64 * K
-    assert "reconnecting" in io.text and "connected again" in io.text, io.text
+    assert s.content()[:4 * K] == b"\1" * 4 * K
 
 
-def n12_over(s, p, io):
-    """N12: refused for longer than reconnect=: EIO, at once for later requests, then back"""
-    io.good("write -P 3 0 64k")
-    p.do("down")
-    io.bad("read 0 4k", "Input/output error", 20)
-    t = time.monotonic()
-    io.bad("read 0 4k", "Input/output error", 20)
-    assert time.monotonic() - t < 1
-    assert "given up after 2 s" in io.text, io.text
-    p.do("up")
-    for _ in range(12):
-        if "failed" not in io.do("read -P 3 0 4k"):
-            break
-        io.do("sleep 1000")
+def two(s, p, io):
+    """The first of two connections has a write, of ones to the first 64 KiB, that the server
+    holds, and reads behind it; the second, made for that reason, has nothing to do."""
+    s.do("hold 1")
+    io.good("aio_write -q -P 1 0 64k")
+    for _ in range(8):
+        io.good("aio_read -q 1M 4k")
+    io.good("sleep 300")
+    io.good("read 2M 4k")
+    assert p.connections() == 2 and s.counts()["held"] == 1, s.counts()
+
+
+def newer_stays(s, io):
+    io.good("write -P 2 16k 16k")
     io.good("flush")
-    assert s.content()[:64 * K] == b"\3" * 64 * K
+    got = s.content("save-all")
+    assert got[:64 * K] == b"\1" * 16 * K + b"\2" * 16 * K + b"\1" * 32 * K, got[16 * K]
 
 
-n12_over.args = ("timeout=2", "reconnect=2")
+def n9_one_late(s, p, io):
+    """N9: one of two connections is late: said once, the other goes on, nothing is made twice"""
+    two(s, p, io)
+    for i in range(12):
+        io.good("write -q -P 5 2M 4k")
+        io.good("read -P 5 2M 4k")
+        io.good("sleep 200")
+    assert io.text.count("reconnecting") == 1 and "connected again" not in io.text, io.text
+    assert s.counts()["write"] == 12, s.counts()
+    s.do("release")
+    io.good("aio_flush")
+    assert io.text.count("connected again") == 1 and s.counts()["write"] == 13, (io.text, s.counts())
+    newer_stays(s, io)
+    assert p.connections() == 2
 
 
-def n12_count(s, p, io):
-    """N12: the number of attempts is bounded by the steps 0.1, 0.2, 0.4 ... s"""
-    before = p.connections()
-    p.do("refuse 1000")
-    p.do("cut")
-    io.bad("read 0 4k", "Input/output error", 20)
-    assert 3 <= p.connections() - before <= 8, p.connections() - before
+n9_one_late.commands = ("flags flush fua multi",)
+n9_one_late.args = ("connections=2", "timeout=1")
 
 
-n12_count.args = ("timeout=2", "reconnect=3")
+def n9_one_for_ever(s, p, io):
+    """N9: one of two connections is never answered: EIO when the policy's time is over"""
+    two(s, p, io)
+    t = time.monotonic()
+    while "given up" not in io.text and time.monotonic() - t < 12:
+        io.do("read -q 2M 4k")
+        io.do("sleep 200")
+    assert 2 <= time.monotonic() - t < 8, io.text
+    io.do("aio_flush")
+    assert "aio_write failed: Input/output error" in io.text, io.text
+    assert io.text.count("given up") == 1, io.text
+    # It is not forgotten: a newer write would come before it.
+    io.bad("write -P 2 16k 16k", "Input/output error")
+    s.do("release")
+    while "connected again" not in io.text and time.monotonic() - t < 20:
+        io.good("sleep 200")
+    newer_stays(s, io)
 
-for fn in (lost_cache, lost_again, lost_fua, unsafe_lost, unsafe_flushes, replay_fails, flush_fails,
-           no_flush, server_errors, journal_bounded, resized, lies, n11_up, n11_down, n11_large,
-           n9_stall, n9_for_ever, n12_refused, n12_over, n12_count):
-    if not sys.argv[1:] or fn.__name__ in sys.argv[1:]:
-        tap.run(case(fn))
+
+n9_one_for_ever.commands = ("flags flush fua multi",)
+n9_one_for_ever.args = ("connections=2", "timeout=1", "reconnect=2")
+
+
+def n11_one_cut(s, p, io):
+    """N11: one of two connections is cut while the other has an unanswered write: not made twice"""
+    two(s, p, io)
+    io.good("aio_read -q 2M 4k")
+    p.do("cut-one 1")
+    io.good("sleep 1000")
+    assert "reconnecting" in io.text and not s.counts().get("write"), (io.text, s.counts())
+    s.do("release")
+    io.good("aio_flush")
+    newer_stays(s, io)
+    assert "connected again" in io.text, io.text
+
+
+n11_one_cut.commands = ("flags flush fua multi",)
+n11_one_cut.args = ("connections=2",)
+
+
+def n16_one_cut(s, p, io):
+    """N16: one of two connections is cut: what was acknowledged on either is made again"""
+    two(s, p, io)
+    io.good("write -q -P 3 2M 64k")
+    s.do("release")
+    io.good("aio_flush")
+    p.do("cut-one 0")
+    io.good("read -P 3 2M 64k")
+    assert s.counts()["write"] == 4, s.counts()
+    s.do("crash")
+    io.good("read -P 3 2M 64k")
+    io.good("flush")
+    assert s.content()[:64 * K] == b"\1" * 64 * K and s.content()[2 << 20:][:64 * K] == b"\3" * 64 * K
+
+
+n16_one_cut.commands = ("flags flush fua multi",)
+n16_one_cut.args = ("connections=2",)
 
 
 def strange_servers():
     """servers that make no sense are refused with a line: sizes, read-only; old style is not"""
-    import subprocess
     for commands, words, good in (
             (["size 1000", "blocks 512 4096"], "multiple of minimum block size", False),
             (["size 9223372036854775807"], "size makes no sense", False),
             (["oldstyle on"], "virtual size: 4 MiB", True)):
-        with Nbd(*commands) as s:
-            r = subprocess.run([faultlib.IMG, "info", s.url()], capture_output=True, text=True,
+        with disk(*commands) as s:
+            r = subprocess.run([tap.IMG, "info", s.url()], capture_output=True, text=True,
                                timeout=20, check=False)
             assert words in r.stdout + r.stderr and (r.returncode == 0) == good, (commands, r)
             if not good:
                 assert r.returncode == 1 and "Could not open 'nbd://" in r.stderr, r
-    with Nbd("flags flush read-only") as s:
-        r = subprocess.run([faultlib.IO, "-f", "raw", "-c", "write 0 4k", s.url()],
+    with disk("flags flush read-only") as s:
+        r = subprocess.run([tap.IO, "-f", "raw", "-c", "write 0 4k", s.url()],
                            capture_output=True, text=True, timeout=20, check=False)
         assert r.returncode == 1 and "without write permission" in r.stderr, r
 
 
-if not sys.argv[1:]:
-    tap.run(strange_servers)
-tap.end()
+tap.attempt_all(*(proxied(disk, fn) for fn in (
+    lost_cache, lost_again, lost_fua, unsafe_lost, unsafe_flushes, replay_fails, flush_fails,
+    no_flush, server_errors, journal_bounded, resized, lies, n11_up, n11_down, n11_large,
+    n9_late_write, n9_slow_then_dead, n9_nonsense,
+    n9_one_late, n9_one_for_ever, n11_one_cut, n16_one_cut) + outages.CASES), strange_servers)
+tap.finish()

@@ -6,41 +6,8 @@ cd "$(dirname "$0")/../.."
 net_isolate "$0" "$@"
 . tests/net/server-nbd.sh
 
-B=${B:-build}
-IMG=$B/platter-img IO=$B/platter-io
-for ORACLE in "${ORACLE:-}" "$B/oracle/bin" build/oracle/bin; do
-    [ -x "$ORACLE/qemu-nbd" ] && break
-done
 T=$(mktemp -d)
 trap 'net_stop_all; rm -rf "$T"' EXIT
-
-# run STATUS COMMAND...: output in $T/out.
-run()
-{
-    local want=$1
-    shift
-    timeout 50 "$@" >"$T/out" 2>&1
-    local got=$?
-    cat "$T/out"
-    [ $got = "$want" ] || { echo "status $got, not $want: $*"; return 1; }
-}
-
-# The same command line through qemu-img: the same text and status.
-same()
-{
-    "$ORACLE/qemu-img" "$@" 2>&1 | sed 's/qemu-img/platter-img/' >"$T/want"
-    local want=${PIPESTATUS[0]} got
-    timeout 50 "$IMG" "$@" >"$T/got" 2>&1
-    got=$?
-    [ "$want" = "$got" ] || { echo "status $got, not $want: $*"; return 1; }
-    diff "$T/want" "$T/got"
-}
-
-make_source()
-{
-    head -c 9000000 /dev/urandom >"$T/src" && truncate -s 30M "$T/src" &&
-        head -c 10485760 /dev/urandom >>"$T/src" && truncate -s 64M "$T/lun"
-}
 
 rw()
 {
@@ -186,28 +153,8 @@ creds()
         grep -q '64 MiB' "$T/got"
 }
 
-# The server dies in the middle of writes and comes back; then everything is there.
-killed()
-{
-    local i cmds=()
-    for ((i = 0; i < 48; i++)); do
-        cmds+=(-c "write -P $((i + 1)) ${i}M 1M" -c 'sleep 40')
-        [ $((i % 8)) = 7 ] && cmds+=(-c flush)
-    done
-    timeout 50 "$IO" -f raw "${cmds[@]}" -c flush "$(nbd_url)" >"$T/out" 2>&1 &
-    local pid=$!
-    sleep 0.7
-    net_end "$(cat "$T/lun.pid")" KILL
-    sleep 0.5
-    nbd_qemu "$T/lun" -e 8 || return 1
-    wait $pid || { echo "status $?"; grep -v "^[0-9]* .iB" "$T/out"; return 1; }
-    grep 'reconnecting' "$T/out" && grep 'connected again' "$T/out" || return 1
-    cmds=()
-    for ((i = 0; i < 48; i++)); do
-        cmds+=(-c "read -P $((i + 1)) ${i}M 1M")
-    done
-    run 0 "$IO" -f raw "${cmds[@]}" "$T/lun"
-}
+restart() { nbd_qemu "$T/lun" -e 8; }
+kill_it() { net_end "$(cat "$T/lun.pid")" KILL; }
 
 open_timeout()
 {
@@ -230,7 +177,8 @@ no_module()
         grep -q "driver for protocol 'nbd' is not installed" "$T/out"
 }
 
-tap_ok "a source" make_source
+tap_ok "a source" make_source "$T/src"
+truncate -s 64M "$T/lun"
 nbd_qemu "$T/lun" -e 8 >"$T/setup" 2>&1
 QEMU_PORT=$NBD_PORT
 tap_ok "reads, writes, zeroes, discards, flush on qemu-nbd" rw "$(nbd_url)"
@@ -240,7 +188,7 @@ tap_ok "convert -n over several connections" convert_to "$(nbd_url)?connections=
 tap_ok "convert, compare, dd from an export" convert_from "$(nbd_url)"
 tap_ok "create clears the start; qcow2 on an export, up to its end" create
 tap_ok "an export as a backing file needs leave" overlay
-tap_ok "a server killed and restarted under writes" killed
+tap_ok "a server killed and restarted under writes" killed_under_writes "$(nbd_url)" "$T/lun" kill_it restart
 NBD_PORT=
 tap_ok "a bitmap's context; a read-only export; Unix sockets" dirty_bitmap
 tap_ok "nbdkit, several connections" kit

@@ -8,23 +8,17 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import faultlib
-from faultlib import Fake, Io, Proxy, Tap
+import outages
+from faultlib import Fake, proxied
+import tap
 
 SIZE = 4 << 20
 K = 1024
 faultlib.isolate()
-tap = Tap()
 
 
-def both(fn):
-    """With a server, a proxy before it, and a disk through them; mount goes directly."""
-    def test():
-        args = getattr(fn, "args", ("connections=1",))
-        with Fake(SIZE) as s, Proxy(s.port) as p:
-            with Io(s.url(*args, port=p.port)) as io:
-                fn(s, p, io)
-    test.__doc__ = fn.__doc__
-    tap.run(test)
+def disk(*commands):
+    return Fake(SIZE, *commands)
 
 
 def exchange(s, p, io, direction, command):
@@ -65,9 +59,6 @@ def n11_two(s, p, io):
     assert s.content()[:3 << 20] == b"\4" * (3 << 20)
 
 
-n11_two.args = ("connections=2",)
-
-
 def n10_duplicate(s, p, io):
     """N10: replies that come twice do no harm"""
     io.good("write -P 3 0 64k")
@@ -100,83 +91,10 @@ def n10_late(s, p, io):
     io.good("read -P 3 0 4k")
 
 
-n10_late.args = ("connections=1", "timeout=1", "reconnect=20")
+n10_late.args = ("timeout=1", "reconnect=20")
 
 
-def n9_stall(s, p, io):
-    """N9: a black hole for 2 s, shorter than the timeout: only slow"""
-    p.do("stall")
-    threading.Timer(2, lambda: p.do("go")).start()
-    io.good("write -P 3 0 64k", 10)
-    io.good("read -P 3 0 64k")
-
-
-def n9_for_ever(s, p, io):
-    """N9: a black hole for ever: EIO after timeout + reconnect, and the program ends"""
-    p.do("stall")
-    t = time.monotonic()
-    io.bad("write -P 3 0 64k", "Input/output error", 15)
-    took = time.monotonic() - t
-    assert 1 <= took < 8, took
-    t = time.monotonic()
-    status, _ = io.end(20)
-    assert time.monotonic() - t < 10
-    assert status, "an error must not be forgotten"
-
-
-n9_for_ever.args = ("connections=2", "timeout=1", "reconnect=2")
-
-
-def n12_refused(s, p, io):
-    """N12: refused for 3 s: tried again with growing pauses, then everything goes on"""
-    io.good("write -P 3 0 64k")
-    p.do("down")
-    threading.Timer(3, lambda: p.do("up")).start()
-    t = time.monotonic()
-    io.good("read -P 3 0 64k", 20)
-    assert 2.5 < time.monotonic() - t < 10
-    io.good("flush")
-    assert s.content()[:64 * K] == b"\3" * 64 * K
-    assert "reconnecting" in io.text and "connected again" in io.text, io.text
-
-
-def n12_over(s, p, io):
-    """N12: refused for longer than reconnect=: EIO, at once for later requests, then back"""
-    io.good("write -P 3 0 64k")
-    io.good("flush")
-    p.do("down")
-    t = time.monotonic()
-    io.bad("read 0 4k", "Input/output error", 20)
-    assert 1.5 < time.monotonic() - t < 8, time.monotonic() - t
-    t = time.monotonic()
-    io.bad("read 0 4k", "Input/output error", 20)
-    assert time.monotonic() - t < 2, time.monotonic() - t      # not timeout + reconnect
-    assert "given up after 2 s" in io.text, io.text
-    p.do("up")
-    for _ in range(12):
-        if "failed" not in io.do("read -P 3 0 4k"):
-            break
-        io.do("sleep 1000")
-    io.good("read -P 3 0 64k")
-
-
-n12_over.args = ("connections=2", "timeout=2", "reconnect=2")
-
-
-def n12_count(s, p, io):
-    """N12: the number of attempts is bounded by the steps 0.1, 0.2, 0.4 ... s"""
-    before = p.connections()
-    p.do("refuse 1000")
-    p.do("cut")
-    io.bad("read 0 4k", "Input/output error", 20)
-    tries = p.connections() - before
-    assert 3 <= tries <= 8, tries
-
-
-n12_count.args = ("connections=2", "timeout=2", "reconnect=3")
-
-
-for case in (n11_up, n11_down, n11_two, n10_duplicate, n10_swapped, n10_late, n9_stall,
-             n9_for_ever, n12_refused, n12_over, n12_count):
-    both(case)
-tap.end()
+tap.attempt_all(*(proxied(disk, fn, *args) for args, cases in (
+    (("connections=1",), (n11_up, n11_down, n10_duplicate, n10_swapped, n10_late)),
+    (("connections=2",), (n11_two,) + outages.CASES)) for fn in cases))
+tap.finish()

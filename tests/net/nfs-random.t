@@ -8,11 +8,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import faultlib
-from faultlib import Fake, Io, Tap
+from faultlib import Fake, Io
+import tap
 
 SIZE = 1 << 20
 faultlib.isolate()
-tap = Tap()
 
 
 def mishap(rng, s):
@@ -71,9 +71,9 @@ def case(seed):
     def run():
         scribble(seed, 150)
     run.__doc__ = "150 random steps with mishaps, seed %d" % seed
-    tap.run(run)
+    tap.attempt(run.__doc__, run)
 
 
 for n in range(int(os.environ.get("NFS_RANDOM", "6"))):
     case(1000 + n)
-tap.end()
+tap.finish()

@@ -6,9 +6,6 @@ here=$(cd "$(dirname "$0")" && pwd)
 net_isolate "$0" "$@"
 . "$here/server-nfs.sh"
 
-B=${B:-build}
-IMG=$B/platter-img
-IO=$B/platter-io
 T=$(mktemp -d "${TMPDIR:-/tmp}/platter-nfs-XXXXXX")
 # The server wants file handles: tmpfs and ext4 have them, overlayfs does not always.
 D=$(mktemp -d /dev/shm/platter-nfs-XXXXXX)
@@ -20,12 +17,6 @@ nfs_start "$D" || { echo "1..1"; echo "not ok 1 - nfs-ganesha starts"; exit 1; }
 head -c 20000000 /dev/urandom > "$T/src.raw"
 truncate -s 64M "$T/src.raw"
 
-says() { # says WORDS COMMAND...: fails, with these words
-    local words=$1 out
-    shift
-    out=$("$@" 2>&1) && { echo "succeeded: $out"; return 1; }
-    grep -q "$words" <<<"$out" || { echo "$out"; return 1; }
-}
 in_folder() { [ "$(stat -c %s "$D/export/$1")" = "$2" ]; }
 on_server() { cmp "$T/src.raw" "$D/export/$1"; }
 json_size() { "$IMG" info --output=json "$1" | grep -q "\"virtual-size\": $2"; }
@@ -57,7 +48,7 @@ for v in 3 4; do
     tap_ok "$p info" json_size "$q" 67108864
     tap_ok "$p info of a symbolic link's target" bash -c \
         "ln -sf 'q$v.qcow2' '$D/export/link$v' && '$IMG' info '$($url "link$v")' | grep -q 'format: qcow2'"
-    tap_ok "$p no such file" says "No such file or directory" "$IMG" info "$($url nothing)"
+    tap_ok "$p no such file" fails_with "No such file or directory" "$IMG" info "$($url nothing)"
     tap_ok "$p a folder is no image" bash -c "mkdir -p '$D/export/folder'; ! '$IMG' info '$($url folder)'"
     tap_ok "$p one connection, eight" bash -c \
         "'$IMG' compare -q -f raw -F qcow2 '$T/src.raw' '$($url "q$v.qcow2" connections=1)' &&
@@ -66,7 +57,7 @@ done
 
 tap_ok "the arguments of libnfs and QEMU are taken" "$IMG" info -f raw \
     "$(nfs_url a3.raw uid=0 gid=0 tcp-syncnt=2 readahead=65536 debug=0 version=3 dircache=0)"
-tap_ok "an unknown argument is refused" says "Unknown NFS parameter name: colour" "$IMG" info \
+tap_ok "an unknown argument is refused" fails_with "Unknown NFS parameter name: colour" "$IMG" info \
     "$(nfs_url a3.raw colour=red)"
 chmod 777 "$D/export"
 tap_ok "uid and gid are the file's owner's" bash -c \
@@ -74,7 +65,7 @@ tap_ok "uid and gid are the file's owner's" bash -c \
      [ \"\$(stat -c %u:%g '$D/export/mine')\" = 12345:54321 ]"
 truncate -s 1M "$D/export/roots"
 chmod 600 "$D/export/roots"
-tap_ok "uid: the server's refusal is the user's" says "Permission denied" \
+tap_ok "uid: the server's refusal is the user's" fails_with "Permission denied" \
     "$IO" -f raw -c 'read 0 4k' "$(nfs_url roots uid=12345 gid=12345)"
 tap_ok "--image-opts as QEMU has them" "$IMG" info --image-opts \
     "driver=raw,file.driver=nfs,file.server.type=inet,file.server.host=127.0.0.1,file.path=$D/export/a3.raw,file.nfsport=$NFS_PORT,file.mountport=$MOUNT_PORT"

@@ -4,12 +4,14 @@
   proxy.py LISTEN TARGET [COMMAND]...   ports on 127.0.0.1; LISTEN 0: any.  Prints "ready PORT";
                                         commands also on stdin, a line each, answered by "ok"
   cut                   cut all connections (RST)
+  cut-one N             cut the N-th connection (0: the first)
   cut-next DIR N...     the next connections are cut, each after so many bytes in direction DIR,
                         up (to the server) or down; "-" leaves one alone
   cut-every DIR N       every connection from now on; -1: none
   refuse COUNT          the next COUNT connections are closed at once
   down / up             close the listening port (connection refused) and all connections / back
   stall / go            forward nothing / go on
+  stall-one N           forward nothing on the N-th connection (0: the first), until go
   delay MS              each piece waits so long
   frames rpc|iscsi      what the two below count: records of ONC RPC, or iSCSI PDUs
   duplicate COUNT       the next COUNT frames to the client are sent twice
@@ -33,6 +35,7 @@ class Net:
     every = None
     refuse = 0
     stalled = False
+    stalled_ones = set()
     delay = 0.0
     frames = "rpc"
     duplicate = swap = 0
@@ -64,8 +67,9 @@ def frame_length(data):
 
 
 class Pair:
-    def __init__(self, client, cut):
+    def __init__(self, client, cut, number):
         self.client = client
+        self.number = number
         self.cut = cut
         self.server = socket.create_connection(("127.0.0.1", Net.target))
         self.seen = {"up": 0, "down": 0}
@@ -73,6 +77,9 @@ class Pair:
         self.swapped = b""      # waits for the next one
         for s in (self.client, self.server):
             s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def stalled(self):
+        return Net.stalled or self.number in Net.stalled_ones
 
     def reframe(self, data):
         """Frames to the client, some twice or out of order."""
@@ -95,10 +102,7 @@ class Pair:
             out, self.held = out + self.held, b""
         return out
 
-    def forward(self, direction, src, dst):
-        data = src.recv(65536)
-        if not data:
-            return False
+    def forward(self, direction, data, dst):
         if Net.delay:
             time.sleep(Net.delay)
         with LOCK:
@@ -119,13 +123,18 @@ class Pair:
             if self.cut and self.cut[1] == 0:
                 return
             while True:
-                if Net.stalled:
+                if self.stalled():
                     time.sleep(0.02)
                     continue
                 for s in select.select(list(ways), [], [], 0.05)[0]:
-                    if Net.stalled:
+                    if self.stalled():
                         break
-                    if not self.forward(ways[s][0], s, ways[s][1]):
+                    direction, dst = ways[s]
+                    data = s.recv(65536)
+                    if not data:        # the end of one way is not that of the other
+                        del ways[s]
+                        dst.shutdown(socket.SHUT_WR)
+                    if not (self.forward(direction, data, dst) if data else ways):
                         return
         except (OSError, ValueError):
             pass
@@ -148,6 +157,7 @@ class Pair:
 
 def connection(client):
     with LOCK:
+        number = Net.connections
         Net.connections += 1
         cut = Net.cuts.pop(0) if Net.cuts else Net.every
         refused = Net.refuse > 0
@@ -157,7 +167,7 @@ def connection(client):
         if refused:
             reset(client)
             return
-        pair = Pair(client, cut)
+        pair = Pair(client, cut, number)
     except OSError:
         reset(client)
         return
@@ -188,11 +198,15 @@ def listen(port):
     return s.getsockname()[1]
 
 
-def cut_all():
-    Net.cut_count += 1
-    for pair in list(Net.pairs):
+def cut_those(pairs):
+    for pair in pairs:
         reset(pair.client)
         reset(pair.server)
+
+
+def cut_all():
+    Net.cut_count += 1
+    cut_those(list(Net.pairs))
 
 
 def command(line, port):
@@ -200,6 +214,8 @@ def command(line, port):
     name = w[0]
     if name == "cut":
         cut_all()
+    elif name == "cut-one":
+        cut_those([pair for pair in Net.pairs if pair.number == int(w[1])])
     elif name == "cut-next":
         Net.cuts = [None if n == "-" else (w[1], int(n)) for n in w[2:]]
     elif name == "cut-every":
@@ -214,6 +230,9 @@ def command(line, port):
         listen(port)
     elif name in ("stall", "go"):
         Net.stalled = name == "stall"
+        Net.stalled_ones = set()
+    elif name == "stall-one":
+        Net.stalled_ones.add(int(w[1]))
     elif name == "delay":
         Net.delay = int(w[1]) / 1000
     elif name == "frames":

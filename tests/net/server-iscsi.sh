@@ -66,11 +66,7 @@ iscsi_url()
 # Killed, not asked to end.  Works in a subshell, too, which could not wait for it.
 iscsi_kill()
 {
-    local i
     kill -KILL -- "-$(cat "$ISCSI_DIR/pid")" 2>/dev/null
-    for ((i = 0; i < 100; i++)); do
-        net_listens "$ISCSI_PORT" || break
-        sleep 0.05
-    done
+    net_wait_free "$ISCSI_PORT"
     rm -f "$ISCSI_DIR"/tgtd.[0-9]*
 }

@@ -28,11 +28,7 @@ nbd_kit()
 nbd_end()
 {
     net_end "$NET_PID" KILL
-    local i
-    for ((i = 0; i < 100; i++)); do
-        net_listens "$NBD_PORT" || break
-        sleep 0.05
-    done
+    net_wait_free "$NBD_PORT"
 }
 
 nbd_url()

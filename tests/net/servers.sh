@@ -1,10 +1,17 @@
 # servers.sh - what the tests with real servers share; sourced by tests/net/*.t and by
 # the server-NAME.sh beside it.
 #
+# Sets $B, $IMG and $IO, the programs under test, and $ORACLE, where QEMU's are.
 # net_isolate "$0" "$@" runs the rest of the test in network, process and mount
 # namespaces of its own where that is allowed: its ports are nobody else's, and its end
 # ends everything it started, however it ends.  Where it is not allowed the test runs in
 # the open; then servers take free ports and net_stop_all (trap EXIT) ends their groups.
+
+B=${B:-build}
+IMG=$B/platter-img IO=$B/platter-io
+for ORACLE in "${ORACLE:-}" "$B/oracle/bin" build/oracle/bin; do
+    [ -x "$ORACLE/qemu-img" ] && break
+done
 
 net_isolate()
 {
@@ -86,6 +93,18 @@ net_wait_port()
     return 1
 }
 
+# net_wait_free PORT: until nobody listens there.
+net_wait_free()
+{
+    local i
+    for ((i = 0; i < 100; i++)); do
+        net_listens "$1" || return 0
+        sleep 0.05
+    done
+    echo "# port $1 is still taken" >&2
+    return 1
+}
+
 # A port that nobody listens on; below the range of outgoing connections.
 net_free_port()
 {
@@ -96,29 +115,73 @@ net_free_port()
     done
 }
 
-# ---- TAP ------------------------------------------------------------------------------
+. "$(dirname "${BASH_SOURCE[0]}")/../tap.sh"
 
-tap_n=0
-tap_failed=0
-# tap_ok NAME COMMAND...: passes if the command succeeds; its output when it does not.
-tap_ok()
+# ---- commands; $T is the test's folder ---------------------------------------------------
+
+# run STATUS COMMAND...: what it says also in $T/out.
+run()
 {
-    local name=$1 out
+    local want=$1
     shift
-    tap_n=$((tap_n + 1))
-    if out=$("$@" 2>&1); then
-        echo "ok $tap_n - $name"
-    else
-        tap_failed=$((tap_failed + 1))
-        echo "not ok $tap_n - $name"
-        printf '%s\n' "$out" | tail -25 | sed 's/^/# /'
-    fi
+    timeout 50 "$@" >"$T/out" 2>&1
+    local got=$?
+    cat "$T/out"
+    [ $got = "$want" ] || { echo "status $got, not $want: $*"; return 1; }
 }
 
-tap_end()
+# fails_with TEXT COMMAND...: fails, and says TEXT.
+fails_with()
 {
-    echo "1..$tap_n"
-    [ "$tap_failed" = 0 ]
+    local text=$1 out
+    shift
+    out=$("$@" 2>&1) && { echo "it succeeded: $out"; return 1; }
+    case $out in *"$text"*) ;; *) echo "it said: $out"; return 1 ;; esac
+}
+
+# same ARGUMENT...: platter-img and qemu-img say the same (here in $T/got) and end alike:
+# $STATUS.  That QEMU calls gluster deprecated we do not say.
+same()
+{
+    timeout 50 "$ORACLE/qemu-img" "$@" 2>&1 | grep -v "'gluster' is deprecated" |
+        sed 's/qemu-img/platter-img/' >"$T/want"
+    local want=${PIPESTATUS[0]}
+    timeout 50 "$IMG" "$@" >"$T/got" 2>&1
+    STATUS=$?
+    sed -i -E 's/ after [0-9]+ ms/ after N ms/' "$T/want" "$T/got"
+    [ "$want" = "$STATUS" ] || { echo "status $STATUS, not $want: $*"; return 1; }
+    diff "$T/want" "$T/got"
+}
+
+# make_source FILE: data, zeros, data: 40 MiB.
+make_source()
+{
+    head -c 9000000 /dev/urandom >"$1" && truncate -s 30M "$1" && head -c 10485760 /dev/urandom >>"$1"
+}
+
+# killed_under_writes URL FILE KILL START: the server of a raw image of at least 48 MiB, here
+# FILE, dies (the command KILL) in the middle of writes and is started again (START); then
+# everything is there.
+killed_under_writes()
+{
+    local i cmds=()
+    for ((i = 0; i < 48; i++)); do
+        cmds+=(-c "write -P $((i + 1)) ${i}M 1M" -c 'sleep 40')
+        [ $((i % 8)) = 7 ] && cmds+=(-c flush)
+    done
+    timeout 50 "$IO" -f raw "${cmds[@]}" -c flush "$1" >"$T/out" 2>&1 &
+    local pid=$!
+    sleep 0.7
+    $3
+    sleep 0.5
+    $4 || return 1
+    wait $pid || { echo "status $?"; grep -v "^[0-9]* .iB" "$T/out"; return 1; }
+    grep 'reconnecting' "$T/out" && grep 'connected again' "$T/out" || return 1
+    cmds=()
+    for ((i = 0; i < 48; i++)); do
+        cmds+=(-c "read -P $((i + 1)) ${i}M 1M")
+    done
+    run 0 "$IO" -f raw "${cmds[@]}" "$2"
 }
 
 # net_within SECONDS COMMAND...: fails when it takes longer; the command's status else.

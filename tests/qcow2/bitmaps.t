@@ -3,58 +3,40 @@
 each can go on with the other's."""
 import os
 import random
-import shutil
-import subprocess
 import sys
 import tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
-import bitmaps
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import bitmaps                                                  # noqa: E402
+from tap import IMG, IO, QEMU_IMG, QEMU_IO, finish, must, ok, run  # noqa: E402
 
-ROOT = os.path.dirname(os.path.dirname(HERE))
-BUILD = os.path.join(ROOT, os.environ.get('B', 'build'))
-ORACLE = os.environ.get('ORACLE', os.path.join(ROOT, 'build/oracle/bin'))
-TOOLS = {('ours', 'img'): os.path.join(BUILD, 'platter-img'),
-         ('ours', 'io'): os.path.join(BUILD, 'platter-io'),
-         ('theirs', 'img'): os.path.join(ORACLE, 'qemu-img'),
-         ('theirs', 'io'): os.path.join(ORACLE, 'qemu-io')}
-count = failed = 0
+TOOLS = {('ours', 'img'): IMG, ('ours', 'io'): IO,
+         ('theirs', 'img'): QEMU_IMG, ('theirs', 'io'): QEMU_IO}
 
 
-def ok(good, name, detail=''):
-    global count, failed
-    count += 1
-    failed += not good
-    print('%sok %d - %s' % ('' if good else 'not ', count, name), flush=True)
-    for line in detail.splitlines() if not good else []:
-        print('# ' + line)
-
-
-def run(who, tool, *words, status=0):
-    done = subprocess.run([TOOLS[who, tool]] + list(words), capture_output=True, timeout=60)
-    if status is not None and done.returncode != status:
-        raise RuntimeError('%s %s: %d %s' % (who, words, done.returncode, done.stderr.decode()))
-    return done.stdout.decode() + done.stderr.decode()
+def by(who, tool, *words, status=0):
+    program = TOOLS[who, tool]
+    p = run(program, *words) if status is None else must(program, *words, codes=(status,))
+    return p.stdout + p.stderr
 
 
 def io(who, path, commands, status=0):
     words = ['-f', 'qcow2', '-d', 'unmap']
     for command in commands:
         words += ['-c', command]
-    return run(who, 'io', *words, path, status=status)
+    return by(who, 'io', *words, path, status=status)
 
 
 def checked(path):
-    return ''.join(run(who, 'img', 'check', path, status=None) for who in ('ours', 'theirs')
-                   if 'No errors' not in run(who, 'img', 'check', path, status=None))
+    return ''.join(by(who, 'img', 'check', path, status=None) for who in ('ours', 'theirs')
+                   if 'No errors' not in by(who, 'img', 'check', path, status=None))
 
 
 def make(who, path, cluster, size, granularity):
-    run(who, 'img', 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=%d' % cluster, path,
+    by(who, 'img', 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=%d' % cluster, path,
         str(size))
-    run(who, 'img', 'bitmap', '--add', '-g', str(granularity), path, 'one')
-    run(who, 'img', 'bitmap', '--add', '--disable', path, 'off')
+    by(who, 'img', 'bitmap', '--add', '-g', str(granularity), path, 'one')
+    by(who, 'img', 'bitmap', '--add', '--disable', path, 'off')
 
 
 def commands(rng, size, n):
@@ -89,7 +71,7 @@ def discards(top):
     path = os.path.join(top, 'discards')
     make('ours', path, 65536, 4 << 20, 65536)
     io('ours', path, ['write 0 2M'])
-    run('ours', 'img', 'bitmap', '--clear', path, 'one')
+    by('ours', 'img', 'bitmap', '--clear', path, 'one')
     io('ours', path, ['discard 1M 256k'])
     ok(bitmaps.dirty(path, 'one') == [(1 << 20, 256 << 10)], 'a discard is recorded')
 
@@ -104,12 +86,12 @@ def killed(top):
     flags = {name: b[0] for name, b in bitmaps.read(path).items()}
     ok(flags == {'one': 3, 'off': 0}, 'killed after a write: the enabled bitmap is in use, '
        'the disabled one stays valid', str(flags))
-    ok('in-use' in run('theirs', 'img', 'info', path), 'qemu-img sees that')
-    done = run('ours', 'img', 'bitmap', '--clear', path, 'one', status=1)
+    ok('in-use' in by('theirs', 'img', 'info', path), 'qemu-img sees that')
+    done = by('ours', 'img', 'bitmap', '--clear', path, 'one', status=1)
     ok('is inconsistent and cannot be used' in done, 'it can only be removed', done)
     io('ours', path, ['write 1M 64k'])
     ok(bitmaps.read(path)['one'][0] == 3, 'a later session leaves it in use')
-    run('ours', 'img', 'bitmap', '--remove', path, 'one')
+    by('ours', 'img', 'bitmap', '--remove', path, 'one')
     detail = checked(path)
     ok(not detail and list(bitmaps.read(path)) == ['off'], 'removing it frees its clusters', detail)
 
@@ -123,12 +105,12 @@ def unaware(top):
         f.write(b'\0')
     with open(path, 'rb') as f:
         before = f.read()
-    run('ours', 'img', 'info', path)
+    by('ours', 'img', 'info', path)
     with open(path, 'rb') as f:
         ok(f.read() == before, 'looking at an image with stale bitmaps changes nothing')
     io('ours', path, ['write 0 64k'])
     ok(bitmaps.read(path) == {}, 'writing to it drops them')
-    out = run('theirs', 'img', 'check', '-r', 'all', path, status=0)
+    out = by('theirs', 'img', 'check', '-r', 'all', path, status=0)
     ok('No errors' in out or 'leaks' in out, 'what they used is a leak that check mends', out)
 
 
@@ -148,29 +130,21 @@ def full(top):
     make('ours', path, 4096, 8 << 20, 4096)
     io('ours', path, ['write 0 4M', 'write 5M 1M', 'discard 0 3M'])
     before = bitmaps.read(path)
-    run('ours', 'img', 'compact', path)
+    by('ours', 'img', 'compact', path)
     detail = checked(path)
     ok(not detail and bitmaps.read(path) == before, 'compact keeps bitmaps', detail)
 
 
 def main():
-    top = tempfile.mkdtemp(prefix='bitmaps.')
-    try:
-        tracking(top, 65536, 65536, 10 << 20, 1)
-        shutil.rmtree(top)
-        os.mkdir(top)
-        tracking(top, 512, 4096, (3 << 20) + 512 * 7, 2)
-        tracking_more = [(4096, 512, 9 << 20, 3), (2 << 20, 1 << 20, 50 << 20, 4)]
-        for args in tracking_more:
-            shutil.rmtree(top)
-            os.mkdir(top)
+    with tempfile.TemporaryDirectory(prefix='bitmaps.') as top:
+        for args in ((65536, 65536, 10 << 20, 1), (512, 4096, (3 << 20) + 512 * 7, 2),
+                     (4096, 512, 9 << 20, 3), (2 << 20, 1 << 20, 50 << 20, 4)):
             tracking(top, *args)
+            for name in os.listdir(top):
+                os.unlink(os.path.join(top, name))
         for test in (discards, killed, unaware, no_change, full):
             test(top)
-    finally:
-        shutil.rmtree(top, ignore_errors=True)
-    print('1..%d' % count)
-    sys.exit(1 if failed else 0)
+    finish()
 
 
 main()

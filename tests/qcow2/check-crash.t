@@ -8,15 +8,16 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "crash")]
-from checklib import (IMG, OFFSET, Tap, content, create, ours, run, theirs)  # noqa: E402
+from checklib import OFFSET, content, create, ours, theirs      # noqa: E402
+from tap import IMG, enter_place, finish, ok, run               # noqa: E402
 from replay import Host, read_log                               # noqa: E402
 
-t = Tap()
+enter_place("check-crash", memory=True)
 CS = 65536
 
 
 def image(**kw):
-    return create(t.path("a.qcow2"), "8M", "write -P 1 0 512k", "write -P 2 512k 512k",
+    return create("a.qcow2", "8M", "write -P 1 0 512k", "write -P 2 512k 512k",
                   "write -z 1M 256k", **kw)
 
 
@@ -25,13 +26,12 @@ def survives(name, d):
     with open(d.path, "rb") as f:
         start = f.read()
     before = content(d.path)
-    log = t.path("log")
-    open(log, "wb").close()
-    rc, out, err = run(IMG, "check", "-r", "all", "--image-opts", "driver=qcow2,file.driver="
-                       "logwrites,file.log=%s,file.file.filename=%s" % (log, d.path))
+    open("log", "wb").close()
+    p = run(IMG, "check", "-r", "all", "--image-opts", "driver=qcow2,file.driver="
+            "logwrites,file.log=log,file.file.filename=" + d.path)
     # Damage that qemu-img will not read past: then what it reads after the repair.
     wanted = content(d.path)
-    events = read_log(log)
+    events = read_log("log")
     writes = sum(e.type in "WZDT" for e in events)
     host, rng, bad, states = Host(events, start), random.Random(1), [], set()
     for point in range(len(events) + 1):
@@ -53,9 +53,10 @@ def survives(name, d):
                 bad.append(where + "guest bytes changed by the next repair")
             if theirs(d.path).rc:
                 bad.append(where + "qemu-img: %s" % theirs(d.path))
-    os.unlink(log)
-    t.ok(rc == 0 and writes and not bad and before in (None, wanted), "%s: %d states of %d writes" % (name, len(states), writes),
-         *([err] if rc else []), *bad[:6])
+    os.unlink("log")
+    ok(p.returncode == 0 and writes and not bad and before in (None, wanted),
+       "%s: %d states of %d writes" % (name, len(states), writes),
+       *([p.stderr] if p.returncode else []), *bad[:6])
 
 
 d = image()
@@ -69,7 +70,7 @@ d.put64(e[0], d.u64(e[1]))
 d.put64(e[2], d.u64(e[3]))
 survives("clusters used twice, flags and counts wrong", d)
 
-d = create(t.path("a.qcow2"), "1G", "write -P 1 0 1M", "write -P 2 600M 1M")
+d = create("a.qcow2", "1G", "write -P 1 0 1M", "write -P 2 600M 1M")
 first, second = d.l1_entries()[:2]
 d.put64(second, d.u64(first))
 survives("an L2 table used twice", d)
@@ -94,8 +95,8 @@ d.put64(e[4], d.u64(e[4]) + 512 | 1)
 d.put64(72, 3)
 survives("a zero cluster in a bad place, dirty and corrupt", d)
 
-d = create(t.path("a.qcow2"), "1M", "write -P 1 0 300k", cluster_size=512, refcount_bits=64)
+d = create("a.qcow2", "1M", "write -P 1 0 300k", cluster_size=512, refcount_bits=64)
 for b in d.blocks()[2:]:
     d.put64(b, 0)
 survives("small clusters, most refcount blocks gone", d)
-t.done()
+finish()

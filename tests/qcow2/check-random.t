@@ -8,8 +8,8 @@ import random
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from checklib import (COMPRESSED, COPIED, QEMU_IMG, QEMU_IO, Disk, Tap, content, create,
-                      differences, must, ours, run, theirs)      # noqa: E402
+from checklib import COMPRESSED, COPIED, Disk, content, create, differences, ours, theirs  # noqa: E402
+from tap import QEMU_IMG, QEMU_IO, enter_place, finish, must, ok, run  # noqa: E402
 
 ROUNDS = int(os.environ.get("CHECK_ROUNDS", "120"))
 FIRST = int(os.environ.get("CHECK_SEED", "0"))
@@ -125,10 +125,10 @@ def repair_problems(path, fix):
 
 
 def main():
-    t = Tap()
+    enter_place("check-random", memory=True)
     for seed in range(FIRST, FIRST + ROUNDS):
         rnd = random.Random(seed)
-        path = t.path("a.qcow2")
+        path = "a.qcow2"
         d = make(path, rnd, seed >= EXTENDED)
         kinds = [damage(d, rnd) for _ in range(rnd.choice([1, 1, 1, 2, 3]))]
         d.save()
@@ -136,14 +136,14 @@ def main():
                                                              1 << d.order)
         reference = theirs(path)
         if "Could not open" in reference.err:
-            t.ok(ours(path).rc == 1, name + ": refused by both")
+            ok(ours(path).rc == 1, name + ": refused by both")
             continue
         why = differences(ours(path), reference)
         # What the zero flag means in version 2 is not defined; we leave it.
         if d.version == 3 or "zero" not in kinds:
             why += repair_problems(path, rnd.choice(["leaks", "all", "all"]))
-        t.ok(not why, name, *why)
-    t.done()
+        ok(not why, name, *why)
+    finish()
 
 
 main()

@@ -8,17 +8,16 @@ import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from checklib import (COMPRESSED, COPIED, IMG, OFFSET, QEMU_IMG, Disk, Tap, content, create,
-                      differences, must, ours, theirs)            # noqa: E402
+from checklib import COPIED, OFFSET, Disk, content, create, differences, ours, theirs  # noqa: E402
+from tap import IMG, QEMU_IMG, SAN, enter_place, finish, must, ok  # noqa: E402
 
-t = Tap()
+enter_place("check", memory=True)
 CS = 65536
-SAN = "/san" in os.environ.get("B", "build")
 
 
 def image(name="a.qcow2", size="8M", **kw):
     """Data in clusters 0..15, zeros in 16..19, 20 and 21 compressed."""
-    return create(t.path(name), size, "write -P 1 0 512k", "write -P 2 512k 512k",
+    return create(name, size, "write -P 1 0 512k", "write -P 2 512k 512k",
                   "write -z 1M 256k", "write -c -P 3 1280k 64k", "write -c -P 4 1344k 64k", **kw)
 
 
@@ -26,7 +25,7 @@ def agrees(name, d):
     d.save()
     a, b = ours(d.path), theirs(d.path)
     why = differences(a, b)
-    t.ok(not why, name + ": the same findings", *why)
+    ok(not why, name + ": the same findings", *why)
     return a
 
 
@@ -42,7 +41,7 @@ def repaired(name, d, clean=True):
     if again.get("corruptions-fixed") or again.get("leaks-fixed"):
         why.append("second repair: %s" % again)
     why += differences(ours(d.path), theirs(d.path))
-    t.ok(not why, name + ": repaired in one pass, no guest byte changed", *why)
+    ok(not why, name + ": repaired in one pass, no guest byte changed", *why)
     return Disk(d.path)
 
 
@@ -85,13 +84,13 @@ d.put_refcount((d.u64(l2(d)) & OFFSET) // CS, 2)
 agrees("A90 COPIED with refcount 2", d)
 repaired("A90 COPIED with refcount 2", d)
 
-d = create(t.path("a.qcow2"), "1G", "write -P 1 0 1M", "write -P 2 600M 1M")
+d = create("a.qcow2", "1G", "write -P 1 0 1M", "write -P 2 600M 1M")
 first, second = d.l1_entries()[:2]
 d.put64(second, d.u64(first))
 agrees("A85 two L1 entries share an L2 table", d)
 d = repaired("A85 two L1 entries share an L2 table", d)
-t.ok(not any(d.u64(a) & COPIED for a in d.l1_entries() + d.l2_entries()),
-     "A85: nothing that is shared is COPIED after the repair")
+ok(not any(d.u64(a) & COPIED for a in d.l1_entries() + d.l2_entries()),
+   "A85: nothing that is shared is COPIED after the repair")
 
 # ---- refcounts ------------------------------------------------------------------------
 
@@ -131,8 +130,8 @@ d.put64(d.reft, 0)
 agrees("A111 no refcount block, data alive", d)
 was = {d.u64(a) & OFFSET for a in d.l1_entries() + d.l2_entries()} | {0, d.l1}
 d = repaired("A111 no refcount block, data alive", d)
-t.ok(not ({d.reft} | {d.u64(b) & OFFSET for b in d.blocks()}) & was, "A111: the new structure lies "
-     "nowhere in what was in use", "table at %#x" % d.reft)
+ok(not ({d.reft} | {d.u64(b) & OFFSET for b in d.blocks()}) & was, "A111: the new structure lies "
+   "nowhere in what was in use", "table at %#x" % d.reft)
 
 # A35
 d = image()
@@ -140,12 +139,12 @@ d.put32(56, 0)
 d.save()
 before = open(d.path, "rb").read()
 r = ours(d.path, "all")
-t.ok(r.rc == 0 and not differences(ours(d.path), theirs(d.path)),
-     "A35 a refcount table of 0 clusters is rebuilt by -r all", r)
+ok(r.rc == 0 and not differences(ours(d.path), theirs(d.path)),
+   "A35 a refcount table of 0 clusters is rebuilt by -r all", r)
 after = open(d.path, "rb").read()
 used = {d.u64(a) & OFFSET for a in d.l1_entries() + d.l2_entries()[:16]} | {d.l1}
-t.ok(all(before[a:a + CS] == after[a:a + CS] for a in used),
-     "A35: and every cluster in use stays as it was")
+ok(all(before[a:a + CS] == after[a:a + CS] for a in used),
+   "A35: and every cluster in use stays as it was")
 
 # A92: one entry names the place where a rebuild would like to put its table
 d = image()
@@ -159,14 +158,14 @@ before = content(d.path)
 ours(d.path, "all")
 d = Disk(d.path)
 used = [d.reft] + [d.u64(b) & OFFSET for b in d.blocks()]
-t.ok(end not in used and d.reft != end, "A92 a rebuild does not take a cluster at the end that "
-     "an entry names", "named: %#x, structures at %s" % (end, [hex(u) for u in used]))
-t.ok(content(d.path) == before, "A92: and the guest reads what it read")
-t.ok(not differences(ours(d.path), theirs(d.path)), "A92: qemu-img finds what we find afterwards",
-     *differences(ours(d.path), theirs(d.path)))
+ok(end not in used and d.reft != end, "A92 a rebuild does not take a cluster at the end that "
+   "an entry names", "named: %#x, structures at %s" % (end, [hex(u) for u in used]))
+ok(content(d.path) == before, "A92: and the guest reads what it read")
+ok(not differences(ours(d.path), theirs(d.path)), "A92: qemu-img finds what we find afterwards",
+   *differences(ours(d.path), theirs(d.path)))
 
 # ... and when the new structure makes the file grow over that place
-d = create(t.path("a.qcow2"), "1M", "write -P 1 0 1M", cluster_size=512, refcount_bits=64)
+d = create("a.qcow2", "1M", "write -P 1 0 1M", cluster_size=512, refcount_bits=64)
 d.b += bytes(-len(d.b) % 512)
 end = len(d.b)
 d.put64(d.l2_entries()[9], end + 512 | COPIED)
@@ -174,16 +173,16 @@ d.put64(d.u64(d.reft) & OFFSET, 0)
 d.put64(72, 2)
 d = repaired("A92 a rebuild that grows over such a place", d)
 used = {d.reft} | {d.u64(b) & OFFSET for b in d.blocks()}
-t.ok(len(d.b) > end + 1024 and end + 512 not in used and not d.u64(72),
-     "A92: goes round it, and clears the corrupt bit", "file %#x -> %#x" % (end, len(d.b)))
+ok(len(d.b) > end + 1024 and end + 512 not in used and not d.u64(72),
+   "A92: goes round it, and clears the corrupt bit", "file %#x -> %#x" % (end, len(d.b)))
 
 # A116
-d = create(t.path("a.qcow2"), "8M", "write -P 1 0 512k", refcount_bits=1)
+d = create("a.qcow2", "8M", "write -P 1 0 512k", refcount_bits=1)
 d.put64(l2(d), d.u64(l2(d, 1)))
 agrees("A116 1-bit refcounts, a cluster used twice", d)
 r = ours(d.path, "all")
-t.ok(r.rc == 2 and ours(d.path, "all").get("corruptions-fixed") == 0,
-     "A116: what cannot be counted stays an error, and is not repaired over and over", r)
+ok(r.rc == 2 and ours(d.path, "all").get("corruptions-fixed") == 0,
+   "A116: what cannot be counted stays an error, and is not repaired over and over", r)
 
 # ---- header bits --------------------------------------------------------------------
 
@@ -195,7 +194,7 @@ def bits(name, value, change, left):
     d.save()
     ours(d.path, "all")
     got = Disk(d.path).u64(72)
-    t.ok(got == left, "%s: incompatible bits %d become %d" % (name, value, left), "got %d" % got)
+    ok(got == left, "%s: incompatible bits %d become %d" % (name, value, left), "got %d" % got)
 
 
 bits("dirty and right", 1, lambda d: None, 0)
@@ -210,7 +209,7 @@ d.put_refcount(7, 3)
 d.save()
 before = open(d.path, "rb").read()
 ours(d.path)
-t.ok(open(d.path, "rb").read() == before, "a check without -r changes no byte")
+ok(open(d.path, "rb").read() == before, "a check without -r changes no byte")
 
 # -r leaks
 d = image()
@@ -218,15 +217,15 @@ d.put64(l2(d), 0)
 d.save()
 used = os.stat(d.path).st_blocks
 r = ours(d.path, "leaks")
-t.ok(r.rc == 0 and r.get("leaks-fixed") == 1, "-r leaks frees a leaked cluster", r)
-t.ok(os.stat(d.path).st_blocks < used, "and gives its space back to the file system")
+ok(r.rc == 0 and r.get("leaks-fixed") == 1, "-r leaks frees a leaked cluster", r)
+ok(os.stat(d.path).st_blocks < used, "and gives its space back to the file system")
 d = image()
 d.put_refcount(0, 0)
 d.save()
 before = open(d.path, "rb").read()
 r = ours(d.path, "leaks")
-t.ok(r.rc == 1 and open(d.path, "rb").read() == before,
-     "-r leaks refuses what needs new refcounts, and changes nothing", r)
+ok(r.rc == 1 and open(d.path, "rb").read() == before,
+   "-r leaks refuses what needs new refcounts, and changes nothing", r)
 
 # ---- bounds ---------------------------------------------------------------------------
 
@@ -246,31 +245,31 @@ def bounded(name, path, seconds, mib, statuses, *args):
     p = subprocess.run([IMG, "check", "-f", "qcow2", *args, path], stdout=subprocess.PIPE,
                        stderr=subprocess.STDOUT, preexec_fn=cap)
     took = cpu_seconds() - start
-    t.ok(p.returncode in statuses and took < seconds * (10 if SAN else 1), name,
-         "exit %d after %.1f s" % (p.returncode, took), p.stdout[-500:])
+    ok(p.returncode in statuses and took < seconds * (10 if SAN else 1), name,
+       "exit %d after %.1f s" % (p.returncode, took), p.stdout[-500:])
 
 
 # The limits are on address space: programs, libraries and thread stacks are in it.
-d = create(t.path("big.qcow2"), "128T")
+d = create("big.qcow2", "128T")
 os.truncate(d.path, 128 << 40)
 bounded("A130 a sparse image and file of 2^31 clusters", d.path, 3, 256, [0])
 os.unlink(d.path)
 
-d = create(t.path("claims.qcow2"), "8M", "write -P 1 0 512k")
+d = create("claims.qcow2", "8M", "write -P 1 0 512k")
 d.put64(d.reft, 0)
 d.put64(24, 1 << 45)                    # claims 32 TiB; the L1 table is too short for it
 d.save()
-must(QEMU_IMG, "create", "-q", "-f", "qcow2", t.path("claims.qcow2"), "32T")
-d = Disk(t.path("claims.qcow2"))
+must(QEMU_IMG, "create", "-q", "-f", "qcow2", "claims.qcow2", "32T")
+d = Disk("claims.qcow2")
 d.put64(d.reft, 0)
 d.save()
 size = len(d.b)
 bounded("A118 a rebuild for a claimed 32 TiB", d.path, 3, 256, [0], "-r", "all")
-t.ok(os.path.getsize(d.path) < size + 8 * CS, "A118: and it is as large as the file needs",
-     "%d -> %d" % (size, os.path.getsize(d.path)))
+ok(os.path.getsize(d.path) < size + 8 * CS, "A118: and it is as large as the file needs",
+   "%d -> %d" % (size, os.path.getsize(d.path)))
 
 # 4 million L1 entries, one L2 table
-d = create(t.path("shared.qcow2"), "2T", cluster_size=512 << 2, refcount_bits=64)
+d = create("shared.qcow2", "2T", cluster_size=512 << 2, refcount_bits=64)
 table = len(d.b)
 d.b += bytes(d.cs)
 for i in range(d.cs // 8):
@@ -282,7 +281,7 @@ bounded("%d L1 entries share one L2 table of garbage" % d.l1_size, d.path, 10, 2
 os.unlink(d.path)
 
 # 65536 snapshots, all with the same L1 table of 32 MiB
-d = create(t.path("snapshots.qcow2"), "2T", cluster_size=2048)
+d = create("snapshots.qcow2", "2T", cluster_size=2048)
 d.b += bytes(-len(d.b) % d.cs)
 l1 = len(d.b)
 d.b += struct.pack(">Q", d.cs * 3 | COPIED) * (4 << 20)
@@ -296,7 +295,7 @@ bounded("65536 snapshots share an L1 table of 32 MiB", d.path, 10, 256, [2])
 os.unlink(d.path)
 
 # a refcount table full of blocks, in the holes of a file of 4 TiB
-d = create(t.path("blocks.qcow2"), "1G", cluster_size="2M", refcount_bits=1)
+d = create("blocks.qcow2", "1G", cluster_size="2M", refcount_bits=1)
 d.b += bytes(-len(d.b) % d.cs)
 table = len(d.b)
 d.b += b"".join(struct.pack(">Q", (64 + i) << 21) for i in range(1 << 20))
@@ -306,4 +305,4 @@ d.save()
 os.truncate(d.path, 4 << 40)
 bounded("a million refcount blocks in holes", d.path, 10, 256, [2])
 bounded("and their repair", d.path, 10, 256, [0], "-r", "all")
-t.done()
+finish()

@@ -5,35 +5,17 @@ Images are made by qemu-img 10 (build/oracle), so that they are what users have;
 Disk then finds the tables in the file and changes entries.  ours() and theirs()
 run the two checkers and bring what they say into one form.
 """
-import atexit
 import json
 import os
-import shutil
 import struct
-import subprocess
 import sys
-import tempfile
 
-B = os.environ.get("B", "build")
-IMG = os.environ.get("PLATTER_IMG", B + "/platter-img")
-ORACLE = os.environ.get("ORACLE", "build/oracle/bin")
-QEMU_IMG, QEMU_IO = ORACLE + "/qemu-img", ORACLE + "/qemu-io"
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import IMG, QEMU_IMG, QEMU_IO, must, run               # noqa: E402
+
 COPIED, COMPRESSED, ZERO = 1 << 63, 1 << 62, 1
 OFFSET = 0x00FFFFFFFFFFFE00
 STATUS = {0: "clean", 1: "failed", 2: "corrupt", 3: "leaks"}
-
-
-def run(*cmd, limit=120):
-    p = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                       errors="replace", timeout=limit)
-    return p.returncode, p.stdout, p.stderr
-
-
-def must(*cmd):
-    rc, out, err = run(*cmd)
-    if rc:
-        raise RuntimeError("%s: %s%s" % (" ".join(cmd), out, err))
-    return out
 
 
 def create(path, size, *cmds, **opts):
@@ -104,16 +86,16 @@ class Disk:
 
 
 class Result:
-    def __init__(self, rc, out, err):
-        self.rc, self.err = rc, err
+    def __init__(self, p):
+        self.rc, self.err = p.returncode, p.stderr
         try:
-            self.json = json.loads(out)
+            self.json = json.loads(p.stdout)
             self.json.pop("filename", None)
             self.json.pop("format", None)
         except ValueError:
             self.json = None
         # The overflow's second line is advice, worded for each program.
-        self.lines = sorted(line for line in err.splitlines()
+        self.lines = sorted(line for line in p.stderr.splitlines()
                             if line and not line.startswith("Use ") and "Check failed" not in line)
 
     def get(self, key):
@@ -125,12 +107,12 @@ class Result:
 
 def ours(path, fix=None):
     args = ["-r", fix] if fix else []
-    return Result(*run(IMG, "check", "-f", "qcow2", "--output", "json", *args, path))
+    return Result(run(IMG, "check", "-f", "qcow2", "--output", "json", *args, path))
 
 
 def theirs(path, fix=None):
     args = ["-r", fix] if fix else []
-    return Result(*run(QEMU_IMG, "check", "-f", "qcow2", "--output", "json", *args, path))
+    return Result(run(QEMU_IMG, "check", "-f", "qcow2", "--output", "json", *args, path))
 
 
 def differences(a, b):
@@ -150,38 +132,9 @@ def differences(a, b):
 def content(path):
     """The guest's bytes, or None where qemu-img cannot read them."""
     raw = path + ".raw"
-    rc, _, _ = run(QEMU_IMG, "convert", "-U", "-f", "qcow2", "-O", "raw", path, raw)
-    if rc:
+    if run(QEMU_IMG, "convert", "-U", "-f", "qcow2", "-O", "raw", path, raw).returncode:
         return None
     with open(raw, "rb") as f:
         data = f.read()
     os.unlink(raw)
     return data
-
-
-class Tap:
-    """TAP on stdout and a directory of one's own."""
-
-    def __init__(self):
-        self.n = self.failed = 0
-        # In memory where there is some: sparse files of any length, many small images.
-        where = os.environ.get("TMPDIR") or ("/dev/shm" if os.path.isdir("/dev/shm") else None)
-        self.dir = tempfile.mkdtemp(prefix="platter-check.", dir=where)
-        atexit.register(shutil.rmtree, self.dir, True)
-
-    def path(self, name):
-        return os.path.join(self.dir, name)
-
-    def ok(self, good, name, *why):
-        self.n += 1
-        self.failed += not good
-        print("%s %d - %s" % ("ok" if good else "not ok", self.n, name))
-        if not good:
-            for w in why:
-                for line in str(w).splitlines():
-                    print("#   " + line)
-        sys.stdout.flush()
-
-    def done(self):
-        print("1..%d" % self.n)
-        sys.exit(bool(self.failed))

@@ -9,19 +9,16 @@ import os
 import random
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
-import bitmaps                                                   # noqa: E402
-from checklib import B, IMG, QEMU_IMG, QEMU_IO, Tap, run         # noqa: E402
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import bitmaps                                                  # noqa: E402
+from tap import Bad, IMG, IO, QEMU_IMG, QEMU_IO, enter_place, finish, must, ok, run  # noqa: E402
 
-t = Tap()
-TOOLS = {("ours", "img"): IMG, ("ours", "io"): B + "/platter-io",
+enter_place("extended-l2", memory=True)
+TOOLS = {("ours", "img"): IMG, ("ours", "io"): IO,
          ("theirs", "img"): QEMU_IMG, ("theirs", "io"): QEMU_IO}
-TOOLS = {k: os.path.abspath(p) for k, p in TOOLS.items()}
 GRAIN = 4096                            # of bitmaps
 OTHER = {"ours": "theirs", "theirs": "ours"}
 SECRET = ["--object", "secret,id=s,data=abc"]
-os.chdir(t.dir)
 
 
 class Kind:
@@ -112,11 +109,8 @@ class Guest:
         return out + [self.op() for _ in range(count)]
 
 
-def must(who, tool, *words):
-    rc, out, err = run(TOOLS[who, tool], *words)
-    if rc:
-        raise RuntimeError("%s %s: %d %s%s" % (who, " ".join(words), rc, out, err))
-    return out
+def by(who, tool, *words):
+    return must(TOOLS[who, tool], *words).stdout
 
 
 def spec(k, image):
@@ -132,27 +126,27 @@ def make(k, who, g):
         with open(base, "wb") as f:
             f.write(g.base)
         if k.backing == "qcow2":
-            must(who, "img", "convert", "-f", "raw", "-O", "qcow2", "-o", "extended_l2=on", base,
-                 base + ".qcow2")
+            by(who, "img", "convert", "-f", "raw", "-O", "qcow2", "-o", "extended_l2=on", base,
+               base + ".qcow2")
             base += ".qcow2"
         more = ["-b", base, "-F", k.backing]
-    must(who, "img", "create", "-q", *(SECRET if k.crypt else []), "-f", "qcow2", "-o",
-         k.options.replace("@", who), *more, who + ".qcow2", str(k.size))
+    by(who, "img", "create", "-q", *(SECRET if k.crypt else []), "-f", "qcow2", "-o",
+       k.options.replace("@", who), *more, who + ".qcow2", str(k.size))
 
 
 def write(k, who, image, commands):
     words = [w for c in commands for w in ("-c", c)]
-    must(who, "io", "-d", "unmap", *words, *spec(k, image))
+    by(who, "io", "-d", "unmap", *words, *spec(k, image))
 
 
 def content(k, who, image, *more):
-    must(who, "img", "convert", *spec(k, image), "-O", "raw", *more, "out")
+    by(who, "img", "convert", *spec(k, image), "-O", "raw", *more, "out")
     with open("out", "rb") as f:
         return f.read()
 
 
 def mapped(k, who, image):
-    return json.loads(must(who, "img", "map", "--output=json", *spec(k, image)))
+    return json.loads(by(who, "img", "map", "--output=json", *spec(k, image)))
 
 
 def differs(a, b):
@@ -165,9 +159,9 @@ def differs(a, b):
 
 
 def judge(k, image, g, old):
-    rc, out, err = run(TOOLS["theirs", "img"], "check", *spec(k, image))
-    if rc:
-        yield "qemu-img check: %d\n%s%s" % (rc, out[:600], err[:600])
+    p = run(QEMU_IMG, "check", *spec(k, image))
+    if p.returncode:
+        yield "qemu-img check: %d\n%s%s" % (p.returncode, p.stdout[:600], p.stderr[:600])
     for who in ("ours", "theirs"):
         d = differs(content(k, who, image), bytes(g.data))
         if d:
@@ -193,9 +187,9 @@ def start(k, who, g):
     write(k, who, image, g.work(14, True))
     old = bytes(g.data)
     if k.then == "snapshot":
-        must(who, "img", "snapshot", "-c", "one", *spec(k, image))
+        by(who, "img", "snapshot", "-c", "one", *spec(k, image))
     elif k.then == "bitmap":
-        must(who, "img", "bitmap", "--add", "-g", str(GRAIN), image, "one")
+        by(who, "img", "bitmap", "--add", "-g", str(GRAIN), image, "one")
     if k.then:
         write(k, who, image, g.work(14))
     return old
@@ -231,9 +225,9 @@ for kind in KINDS:
         continue
     try:
         problems = run_kind(kind)
-    except RuntimeError as e:
+    except Bad as e:
         problems = [e]
-    t.ok(not problems, kind.name, *problems)
+    ok(not problems, kind.name, *problems)
     for name in os.listdir():
         os.unlink(name)
-t.done()
+finish()

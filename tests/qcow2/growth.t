@@ -9,13 +9,11 @@ import random
 import shutil
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
-from checklib import IMG, QEMU_IMG, QEMU_IO, Tap, run             # noqa: E402
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import (Bad, IMG, QEMU_IMG, QEMU_IO, attempt, enter_place, finish, must, ok,  # noqa: E402
+                 run)
 
-t = Tap()
-IMG, QEMU_IMG, QEMU_IO = (os.path.abspath(p) for p in (IMG, QEMU_IMG, QEMU_IO))
-os.chdir(t.dir)
+enter_place("growth", memory=True)
 SECRET = ["--object", "secret,id=s,data=abc"]
 TAIL = 1536                             # bytes in the last cluster
 
@@ -59,13 +57,6 @@ def can_be(layout, state):
         return state in ("data", "shared", "backed", "preallocated")
     return layout in ("4k", "extended L2") or state not in ("zeros", "zeros with space",
                                                             "data in part")
-
-
-def must(*argv):
-    rc, out, err = run(*argv)
-    if rc:
-        raise RuntimeError("%s: %s%s" % (" ".join(argv), out, err))
-    return out
 
 
 def spec(layout, image, more=""):
@@ -129,9 +120,9 @@ def content(words, *more):
 
 def judge(layout, words, mode, new, data, snapshot):
     """What is wrong with our.qcow2."""
-    rc, out, err = run(QEMU_IMG, "check", *words)
-    if rc:
-        yield "qemu-img check: %d\n%s%s" % (rc, out, err)
+    p = run(QEMU_IMG, "check", *words)
+    if p.returncode:
+        yield "qemu-img check: %d\n%s%s" % (p.returncode, p.stdout, p.stderr)
     have, want = content(words), data.ljust(new, b"\0")
     if have != want:
         yield "byte %d is wrong, of %d (%d before)" % (
@@ -158,7 +149,31 @@ for layout, (_, cluster) in LAYOUTS.items():
                 words = resize(IMG, layout, mode, new, "our")
                 bad += ["%s, %d bytes: %s" % (mode, new, x)
                         for x in judge(layout, words, mode, new, data, snapshot)]
-            except RuntimeError as e:
+            except Bad as e:
                 bad.append("%s, %d bytes: %s" % (mode, new, e))
-        t.ok(not bad, "%s, the last cluster: %s" % (layout, state), *bad)
-t.done()
+        ok(not bad, "%s, the last cluster: %s" % (layout, state), *bad)
+
+
+def freed_tail(cluster, mode, held):
+    """Free clusters at the file's end that still hold what they held."""
+    must(QEMU_IMG, "create", "-q", "-f", "qcow2", "-o", "cluster_size=%d" % cluster, "our.qcow2",
+         "8M")
+    must(QEMU_IO, "-f", "qcow2", "-c", "write -P 170 0 %d" % held, "our.qcow2")
+    must(QEMU_IO, "--image-opts", "-c", "discard 0 %d" % held,
+         "driver=qcow2,file.filename=our.qcow2,discard=unmap,pass-discard-request=off,"
+         "pass-discard-other=off")
+    with open("our.qcow2", "rb") as f:
+        if bytes([170]) * cluster not in f.read():
+            raise Bad("the tail does not hold anything")
+    must(IMG, "resize", "-q", "-f", "qcow2", "--preallocation=" + mode, "our.qcow2", "+1M")
+    must(QEMU_IMG, "check", "our.qcow2")
+    if content(["-f", "qcow2", "our.qcow2"]).strip(b"\0"):
+        raise Bad("the guest sees what was there")
+
+
+for cluster in (4096, 65536):
+    for mode in ("metadata", "falloc", "full"):
+        for held in (512 << 10, 4 << 20):
+            attempt("%d byte clusters, %s, %d bytes of freed clusters at the end" %
+                    (cluster, mode, held), lambda: freed_tail(cluster, mode, held))
+finish()

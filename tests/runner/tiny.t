@@ -9,12 +9,11 @@ import fcntl
 import os
 import pty
 import select
-import shutil
 import signal
 import struct
 import subprocess
 import sys
-import tempfile
+import termios
 import time
 
 if not os.access("/dev/kvm", os.R_OK | os.W_OK):
@@ -22,19 +21,11 @@ if not os.access("/dev/kvm", os.R_OK | os.W_OK):
     print("# /dev/kvm does not open here: in the outer VM", flush=True)
     os.execv(outer, [outer, "-t", "600", sys.executable, os.path.abspath(__file__)])
 
-RUN = os.path.join(os.environ.get("B", "build"), "platter-run")
-tmp = tempfile.mkdtemp(prefix="tiny.")
-count = failed = 0
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import BUILD, finish, ok, own_place                    # noqa: E402
 
-
-def ok(good, name, detail=""):
-    global count, failed
-    count += 1
-    failed += not good
-    print(f"{'ok' if good else 'not ok'} {count} - {name}", flush=True)
-    if not good:
-        for line in str(detail).splitlines():
-            print(f"# {line}")
+RUN = os.path.join(BUILD, "platter-run")
+tmp = own_place("tiny")
 
 
 def bzimage(code, name="kernel"):
@@ -112,6 +103,10 @@ def read_until(fd, what, seconds=30):
     return got
 
 
+def waiting_in(fd):
+    return struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
+
+
 def endings():
     exits("power-off through ACPI S5 is 0, and the console is on stdout",
           say("hi\n") + POWER_OFF, 0, "hi\n", "")
@@ -171,12 +166,51 @@ def signals():
         read_until(p.stdout.fileno(), b"up")
         p.send_signal(sig)
         ok(p.wait(20) == 128 + sig, f"{sig.name} ends a busy guest: {128 + sig}", p.returncode)
-    bzimage(say("A" * 64) * 40 + say("up") + HANG)
+    bzimage(say("A" * 64) * 80 + HANG)
     p = start()
     fcntl.fcntl(p.stdout.fileno(), 1031, 4096)          # F_SETPIPE_SZ; and nobody reads
-    time.sleep(1)
+    end = time.monotonic() + 30
+    while waiting_in(p.stdout.fileno()) < 4096 and time.monotonic() < end:
+        time.sleep(0.05)
     p.send_signal(signal.SIGTERM)
     ok(p.wait(20) == 143, "SIGTERM ends a guest whose console nobody reads", p.returncode)
+
+
+def reports():
+    img = os.path.join(tmp, "reported.raw")
+    with open(img, "wb") as f:
+        f.truncate(1 << 20)
+    bzimage(say("up") + HANG)
+    p = start("--cpus", "2", "--disk", f"{img},format=raw,id=root")
+    read_until(p.stdout.fileno(), b"up")
+    for n in range(2):
+        p.send_signal(signal.SIGUSR1)
+        want = ("vCPU 0: running at rip 0x2", "interrupts off, no interrupt waits",
+                "vCPU 1: not started", "disk root: 0 requests in flight")
+        got = b""
+        while got.count(b"\n") < 3 and (more := read_until(p.stderr.fileno(), b"\n")):
+            got += more
+        ok(all(w in got.decode() for w in want) and got.count(b"\n") == 3 and p.poll() is None,
+           f"SIGUSR1 says what CPUs and disks are doing ({n + 1})", got)
+    p.send_signal(signal.SIGTERM)
+    ok(p.wait(20) == 143, "and the guest runs on", p.returncode)
+    bzimage(ECHO + POWER_OFF)
+    p = subprocess.Popen([RUN, "--kernel", os.path.join(tmp, "kernel"), "--memory", "8M"],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    p.stdin.write(b"up")
+    p.stdin.flush()
+    read_until(p.stdout.fileno(), b"up")
+    for n in range(200):
+        p.send_signal(signal.SIGUSR1)
+        time.sleep(0.002)
+    p.stdin.write(b"q")
+    p.stdin.flush()
+    try:
+        code = p.wait(20)
+    except subprocess.TimeoutExpired:
+        p.kill()
+        code = "hangs"
+    ok(code == 0, "also when it leaves for its devices all the time", code)
 
 
 def terminal():
@@ -184,7 +218,6 @@ def terminal():
     pid, fd = pty.fork()
     if pid == 0:
         os.execv(RUN, [RUN, "--kernel", os.path.join(tmp, "kernel"), "--memory", "8M"])
-    import termios
     got = read_until(fd, b"up")
     raw = termios.tcgetattr(fd)
     ok(not raw[3] & (termios.ICANON | termios.ECHO | termios.ISIG), "the terminal is raw", raw)
@@ -197,7 +230,6 @@ def terminal():
 
 
 def terminal_is_restored():
-    import termios
     for name, sig, code in (("Ctrl-a x", None, 7), ("SIGTERM", signal.SIGTERM, 143),
                             ("SIGABRT", signal.SIGABRT, -signal.SIGABRT)):
         master, slave = pty.openpty()
@@ -218,7 +250,6 @@ def terminal_is_restored():
 
 
 def terminal_after_a_stop():
-    import termios
     master, slave = pty.openpty()
     before = termios.tcgetattr(slave)
     p = subprocess.Popen([RUN, "--kernel", os.path.join(tmp, "kernel"), "--memory", "8M"],
@@ -330,17 +361,12 @@ def slow_disks(img):
        p.returncode)
 
 
-try:
-    r = subprocess.run([RUN, "--check-host"], capture_output=True, text=True, timeout=120)
-    ok(r.returncode in (0, 1) and r.stdout.startswith(("Yes: ", "No: ")) and r.stderr == "" and
-       (r.returncode == 0) == r.stdout.startswith("Yes"), "--check-host says yes or no, and why", r)
-    r = subprocess.run([RUN, "--help"], capture_output=True, text=True)
-    ok(r.returncode == 0 and "Exit status:" in r.stdout, "--help says the exit codes", r)
-    for part in (endings, accesses, consoles, signals, terminal, terminal_is_restored,
-                     terminal_after_a_stop, reboot, refusals,
-                 disks):
-        part()
-finally:
-    shutil.rmtree(tmp)
-print(f"1..{count}")
-sys.exit(failed != 0)
+r = subprocess.run([RUN, "--check-host"], capture_output=True, text=True, timeout=120)
+ok(r.returncode in (0, 1) and r.stdout.startswith(("Yes: ", "No: ")) and r.stderr == "" and
+   (r.returncode == 0) == r.stdout.startswith("Yes"), "--check-host says yes or no, and why", r)
+r = subprocess.run([RUN, "--help"], capture_output=True, text=True)
+ok(r.returncode == 0 and "Exit status:" in r.stdout, "--help says the exit codes", r)
+for part in (endings, accesses, consoles, signals, reports, terminal, terminal_is_restored,
+             terminal_after_a_stop, reboot, refusals, disks):
+    part()
+finish()

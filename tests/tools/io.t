@@ -4,14 +4,12 @@ same commands on files of their own; output (times aside), exit status and file 
 be the same."""
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 
-B = os.environ.get("B", "build")
-IO = os.path.abspath(os.path.join(B, "platter-io"))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tap import IO, QEMU_IMG, QEMU_IO, enter_place, finish, must, ok, run  # noqa: E402
+
 SCRIPTS = [
     ("write and read a pattern", ["write -P 0x55 4k 64k", "read -P 0x55 4k 64k"]),
     ("a wrong pattern fails", ["write -P 1 0 4k", "read -P 2 0 4k"]),
@@ -31,87 +29,67 @@ SCRIPTS = [
 ]
 
 
-def run(program, path, cmds):
-    words = [w for c in cmds for w in ("-c", c)]
-    r = subprocess.run([program, "-f", "raw"] + words + [path], capture_output=True, text=True,
-                       timeout=60)
-    text = re.sub(r"^.* ops; .*\n", "RATE\n", r.stdout, flags=re.M)
-    return r.returncode, text, r.stderr
-
-
 def content(path):
     with open(path, "rb") as f:
         return f.read()
 
 
-def oracle():
-    for base in (os.environ.get("ORACLE", ""), os.path.join(B, "oracle/bin"), "build/oracle/bin"):
-        path = os.path.join(base, "qemu-io")
-        if base and os.access(path, os.X_OK):
-            return os.path.abspath(path)
-    return shutil.which("qemu-io")
+def said(program, path, cmds):
+    words = [w for c in cmds for w in ("-c", c)]
+    r = run(program, "-f", "raw", *words, path)
+    return r.returncode, re.sub(r"^.* ops; .*\n", "RATE\n", r.stdout, flags=re.M), r.stderr
 
 
-def compare(tmp, theirs, name, cmds):
+def compare(name, cmds):
     results = []
-    for program, path in ((IO, "ours.raw"), (theirs, "theirs.raw")):
-        path = os.path.join(tmp, path)
+    for program, path in ((IO, "ours.raw"), (QEMU_IO, "theirs.raw")):
         with open(path, "wb") as f:
             f.truncate(1 << 20)
-        results.append(run(program, path, cmds) + (content(path),))
+        results.append(said(program, path, cmds) + (content(path),))
     ours, other = results
-    if ours[3] != other[3]:
-        return "the files differ"
-    if ours[0] != other[0]:
-        return "exit %d, qemu-io %d" % (ours[0], other[0])
     # What is wrong with an option is said in other words.
-    if ours[1] != other[1] and "do not go together" not in name:
-        return "output differs:\n%s---\n%s" % (ours[1], other[1])
-    return None
+    ok(ours[0] == other[0] and ours[3] == other[3] and
+       (ours[1] == other[1] or "do not go together" in name), name, *(r[:3] for r in results))
 
 
-def own(tmp):
+def own():
     """What qemu-io cannot be asked side by side."""
-    path = os.path.join(tmp, "own.raw")
+    path = "own.raw"
     with open(path, "wb") as f:
         f.truncate(1 << 20)
-    rc, _, _ = run(IO, path, ["write -P 5 0 512", "sigraise 9", "write -P 6 0 512"])
-    if rc != -signal.SIGKILL or content(path)[:512] != b"\5" * 512:
-        return "sigraise: exit %d" % rc
-    rc, out, _ = run(IO, path, ["write 1M 512"])
-    if rc != 1 or "write failed" not in out:
-        return "a write past the end: exit %d, %s" % (rc, out)
-    rc, _, err = run(IO, path, ["frobnicate"])
-    if rc != 1 or err != 'command "frobnicate" not found\n':
-        return "an unknown command: exit %d, %s" % (rc, err)
-    rc, _, err = run(IO, os.path.join(tmp, "none"), [])
-    if rc != 1 or "can't open" not in err or err.count("\n") != 1:
-        return "a missing file: exit %d, %s" % (rc, err)
-    r = subprocess.run([IO, "-f", "raw", "-r", path], input="read -P 5 0 512\nlength\nq\nlength\n",
-                       capture_output=True, text=True, timeout=60)
-    if r.returncode != 0 or r.stdout.split("\n").count("1 MiB") != 1:
-        return "commands on stdin: %s" % r
-    r = subprocess.run([IO, "-f", "raw", "-r", "-c", "write 0 512", path], capture_output=True,
-                       text=True, timeout=60)
-    if r.returncode != 1 or content(path)[:512] != b"\5" * 512:
-        return "a write to a read-only node: %s" % r
-    return None
+    rc, _, _ = said(IO, path, ["write -P 5 0 512", "sigraise 9", "write -P 6 0 512"])
+    ok(rc == -signal.SIGKILL and content(path)[:512] == b"\5" * 512, "sigraise", rc)
+    rc, out, _ = said(IO, path, ["write 1M 512"])
+    ok(rc == 1 and "write failed" in out, "a write past the end", rc, out)
+    rc, _, err = said(IO, path, ["frobnicate"])
+    ok(rc == 1 and err == 'command "frobnicate" not found\n', "an unknown command", rc, err)
+    rc, _, err = said(IO, "none", [])
+    ok(rc == 1 and "can't open" in err and err.count("\n") == 1, "a missing file", rc, err)
+    r = run(IO, "-f", "raw", "-r", path, input="read -P 5 0 512\nlength\nq\nlength\n")
+    ok(r.returncode == 0 and r.stdout.count("platter-io> 1 MiB\n") == 1, "commands on stdin", r)
+    r = run(IO, "-f", "raw", "-r", "-c", "write 0 512", path)
+    ok(r.returncode == 1 and content(path)[:512] == b"\5" * 512, "a write to a read-only node", r)
 
 
-def main():
-    tmp = tempfile.mkdtemp(prefix="platter-io.", dir=os.environ.get("TMPDIR", "/tmp"))
-    theirs = oracle()
-    print("1..%d" % (len(SCRIPTS) + 1))
-    failed = False
-    for i, (name, cmds) in enumerate(SCRIPTS + [("signals, errors, stdin, read-only", None)], 1):
-        skip = "" if theirs or not cmds else " # SKIP no qemu-io"
-        why = own(tmp) if not cmds else None if skip else compare(tmp, theirs, name, cmds)
-        failed |= why is not None
-        print("%s %d - %s%s" % ("ok" if why is None else "not ok", i, name, skip))
-        if why:
-            print("\n".join("# " + line for line in why.split("\n")))
-    shutil.rmtree(tmp)
-    return 1 if failed else 0
+def copied_once():
+    """The copy of what lies below goes to the reader, too: nobody reads it back."""
+    must(QEMU_IMG, "create", "-q", "-f", "raw", "base.raw", "1M")
+    must(QEMU_IO, "-f", "raw", "-c", "write -P 5 0 1M", "base.raw")
+    must(QEMU_IMG, "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "top.qcow2")
+    data = 5 * 65536                # after the header, two refcount tables, L1 and L2
+    r = run(IO, "--image-opts", "-c", "read -P 5 130k 300", "-c", "read -P 5 190k 100k",
+            "driver=copy-on-read,file.driver=qcow2,file.file.driver=fault,file.file.op=read,"
+            "file.file.offset=%d,file.file.length=1G,file.file.sticky=on,"
+            "file.file.file.filename=top.qcow2" % data)
+    ok(r.returncode == 1 and r.stdout.count("read 300/300") == 1 and "read failed" in r.stdout,
+       "copy-on-read reads back only what was there before", r)
+    rest = run(QEMU_IO, "-f", "qcow2", "-c", "read -P 5 0 1M", "top.qcow2")
+    ok(rest.returncode == 0, "and the copies are right", rest)
 
 
-sys.exit(main())
+enter_place("io")
+for title, commands in SCRIPTS:
+    compare(title, commands)
+own()
+copied_once()
+finish()

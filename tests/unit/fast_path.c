@@ -187,6 +187,57 @@ static void an_allocating_write_does_use_a_fiber(void **state)
     blk_loop_free(l);
 }
 
+#define TABLES 32
+#define TABLE_MS 50
+
+static void count_down(struct blk_req *req)
+{
+    assert_int_equal(req->result, 0);
+    --*(int *)req->arg;
+}
+
+/* Of reads and overwrites, on storage that takes its time. */
+static void l2_tables_are_read_side_by_side(void **state)
+{
+    struct blk_opts *create = blk_opts_new(), *o = blk_opts_new();
+    struct blk_loop *l = blk_loop_new(NULL);
+    static struct blk_req req[TABLES];
+    static char buf[4096];
+    struct iovec iov = { buf, sizeof(buf) };
+    struct blk_node *n;
+
+    blk_opts_set(create, "size", "64M");
+    blk_opts_set(create, "cluster_size", "4k");
+    blk_opts_set(create, "preallocation", "metadata");
+    assert_int_equal(blk_create(l, "qcow2", path(0), create, NULL), 0);
+    blk_opts_set(o, "driver", "qcow2");
+    blk_opts_set(o, "file.driver", "delay");
+    blk_opts_set(o, "file.op", "read");
+    blk_opts_setf(o, "file.us", "%d", TABLE_MS * 1000);
+    blk_opts_set(o, "file.file.filename", path(0));
+    for (enum blk_op op = BLK_READ; op <= BLK_WRITE; op++) {
+        int left = TABLES;
+        assert_int_equal(blk_open(l, &(struct blk_open_args){ .opts = o, .flags = BLK_O_RDWR },
+                                  &n, NULL), 0);
+        uint64_t start = blk_now_ns();
+        for (int i = 0; i < TABLES; i++) {
+            req[i] = (struct blk_req){ .op = op, .offset = (uint64_t)i << 21, .length = 4096,
+                                       .iov = &iov, .iovcnt = 1, .done = count_down,
+                                       .arg = &left };
+            blk_submit(n, &req[i]);
+        }
+        while (left) {
+            blk_loop_turn(l, true);
+        }
+        assert_true(blk_now_ns() - start < TABLES * TABLE_MS * 1000000ull / 2);
+        assert_int_equal(blk_close(n, NULL), 0);
+    }
+    blk_opts_free(create);
+    blk_opts_free(o);
+    blk_loop_free(l);
+    unlink(path(0));
+}
+
 static int make_dir(void **state)
 {
     const char *tmp = getenv("TMPDIR");
@@ -210,6 +261,7 @@ int main(void)
         cmocka_unit_test(reads_and_overwrites_switch_and_allocate_nothing),
         cmocka_unit_test(a_read_through_a_deep_chain_costs_the_same),
         cmocka_unit_test(an_allocating_write_does_use_a_fiber),
+        cmocka_unit_test(l2_tables_are_read_side_by_side),
     };
     cmocka_set_message_output(CM_OUTPUT_TAP);
     return cmocka_run_group_tests(tests, make_dir, remove_dir);

@@ -94,6 +94,7 @@ static void cache_modes(void **state)
     } modes[] = {
         { "d,cache=writeback", 0 },
         { "d,cache=none", BLK_O_DIRECT },
+        { "d,cache=off", BLK_O_DIRECT },
         { "d,cache=writethrough", BLK_O_WRITETHROUGH },
         { "d,cache=directsync", BLK_O_DIRECT | BLK_O_WRITETHROUGH },
         { "d,cache=unsafe", BLK_O_NO_FLUSH },

@@ -1,0 +1,100 @@
+/*
+ * prealloc.c - host clusters for a guest range that nobody has written to yet.
+ *
+ * metadata: as writes would get them, one L2 table after the other.  falloc and full: one run
+ * behind everything in use, with the refcount structures for it in front; the space is there,
+ * durably, before L2 entries lead to it.
+ */
+#include "formats/qcow2/qcow2.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int prealloc_mapped(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
+                           struct blk_error *e)
+{
+    uint64_t host_end, first = blk_align_up(from, q->cluster_size);
+    /* The last cluster so far may hold something: written to as usual. */
+    int err = first > from ? qcow2_write_zeros(q, from, BLK_MIN(first, to)) : 0;
+
+    err = err ? err : qcow2_map_range(q, first, to, &host_end);
+    if (!err && qcow2_external(q)) {
+        err = qcow2_data_resize(q, blk_align_up(to, q->cluster_size), p, e);
+    } else if (!err && host_end > q->data->size) {
+        err = blk_truncate(q->data, host_end, false,
+                           p == BLK_PREALLOC_METADATA ? BLK_PREALLOC_OFF : p, e);
+    }
+    return err;
+}
+
+/* Guest clusters from `guest` on lie at host from now on. */
+static int link_run(struct qcow2 *q, uint64_t guest, uint64_t host, uint64_t clusters)
+{
+    int err = 0;
+
+    while (clusters && !err) {
+        struct qcow2_slice *s;
+        unsigned i = qcow2_entry_index(q, guest);
+        uint64_t now = BLK_MIN(clusters, (1ull << q->slice_bits) - i);
+
+        err = qcow2_l2_write(q, guest, &s);
+        for (uint64_t k = 0; !err && k < now; k++) {
+            qcow2_free_entry_later(q, qcow2_entry_get(q, s->word, i + (unsigned)k));
+            qcow2_bitmap_put(q, s->word, i + (unsigned)k, 0);
+            qcow2_entry_put(q, s->word, i + (unsigned)k,
+                            (host + (k << q->h.cluster_bits)) | QCOW2_COPIED);
+        }
+        if (!err) {
+            qcow2_slice_dirty(q, s);
+            qcow2_slice_put(s);
+            err = qcow2_flush_if_much(q);
+        }
+        guest += now << q->h.cluster_bits;
+        host += now << q->h.cluster_bits;
+        clusters -= now;
+    }
+    return err;
+}
+
+/* What the last cluster so far holds, [guest, guest + len), also holds at its new place. */
+static int copy_part(struct qcow2 *q, uint64_t guest, uint64_t host, uint64_t len)
+{
+    uint8_t *buf = len ? blk_buf_alloc(len) : NULL;
+    int err = len && !buf ? -ENOMEM : 0;
+
+    err = err || !len ? err : co_read(q->n, guest, buf, len);
+    err = err || !len ? err : co_write(q->data, host, buf, len, 0);
+    blk_buf_free(buf);
+    return err;
+}
+
+static int prealloc_area(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
+                         struct blk_error *e)
+{
+    uint64_t first = blk_align_down(from, q->cluster_size), n = qcow2_clusters(q, to - first), host;
+    int err = qcow2_alloc_area(q, n, (n + (1ull << q->l2_bits) - 1) >> q->l2_bits, &host);
+
+    if (err) {
+        return err;
+    }
+    err = qcow2_settle(q);
+    err = err ? err : blk_truncate(q->data, host + (n << q->h.cluster_bits), false, p, e);
+    err = err ? err : copy_part(q, first, host, from - first);
+    if (err) {
+        qcow2_unalloc(q, host, n);
+        qcow2_settle(q);
+        return err;
+    }
+    return link_run(q, first, host, n);
+}
+
+int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
+                      struct blk_error *e)
+{
+    /* Encrypted zeros are written; subclusters of the last cluster stay where they are. */
+    bool area = p != BLK_PREALLOC_METADATA && !qcow2_external(q) && !q->crypt && !q->wide &&
+                q->file->can_grow;
+    int err = area ? prealloc_area(q, from, to, p, e) : prealloc_mapped(q, from, to, p, e);
+
+    return err ? blk_err_errno(e, -err, "Could not preallocate clusters") : 0;
+}
