@@ -95,6 +95,23 @@ int gluster_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 
 /* ---- close ----------------------------------------------------------------------------- */
 
+/*
+ * Blocking.  A replicated volume acknowledges before it has noted, on the bricks that have
+ * a write, which bricks missed it; a process that ended in between would leave those
+ * unaccused, and they would give out old data when they are back.  Closing makes it
+ * note what it has put off.  But it puts that off only after it has acknowledged: on its
+ * only event thread (gluster_volume.c), which is past that when it has handled the
+ * answer to anything asked later.
+ */
+static int close_noted(glfs_fd_t *fd)
+{
+    struct stat st;
+
+    glfs_fstat(fd, &st);
+    errno = 0;
+    return glfs_close(fd) ? gluster_errno(EIO) : 0;
+}
+
 static int close_blocking(void *arg)
 {
     struct gluster_state *g = arg;
@@ -103,14 +120,15 @@ static int close_blocking(void *arg)
         g->old_fds = old->next;
         glfs_close(old->fd);
     }
-    errno = 0;
-    return glfs_close(g->fd) ? gluster_errno(EIO) : 0;
+    if (g->writable)
+        return close_noted(g->fd);
+    glfs_close(g->fd);
+    return 0;
 }
 
 int gluster_close(struct blk_node *n, struct blk_error *e)
 {
     struct gluster_state *g = n->state;
-    bool writable = g->writable;
     int r;
 
     while (g->reopening || g->locking)
@@ -121,7 +139,7 @@ int gluster_close(struct blk_node *n, struct blk_error *e)
     gluster_name_free(&g->name);
     free(g);
     n->state = NULL;
-    if (r && writable)
+    if (r)
         return blk_err_errno(e, -r, "Could not close '%s'", n->shown);
     return 0;
 }
@@ -168,10 +186,8 @@ static int create_fill(void *arg)
 
     r = r ? r : gluster_resize(c->fd, 0, 0, BLK_PREALLOC_OFF, c->e);
     r = r ? r : gluster_resize(c->fd, 0, c->size, c->prealloc, c->e);
-    errno = 0;
-    if (glfs_close(c->fd) && !r)
-        r = blk_err_errno(c->e, -gluster_errno(EIO), "Could not close the new file");
-    return r;
+    int closed = close_noted(c->fd);
+    return r || !closed ? r : blk_err_errno(c->e, -closed, "Could not close the new file");
 }
 
 int gluster_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,

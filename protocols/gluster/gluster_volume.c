@@ -92,6 +92,8 @@ static int volume_try(const struct gluster_name *name, unsigned first, glfs_t **
     r = r ? r : glfs_set_logging(fs, name->logfile, (int)name->debug);
     for (size_t i = 0; !r && i < BLK_ARRAY_SIZE(volume_bypassed); i++)
         r = glfs_set_xlator_option(fs, volume_bypassed[i], "pass-through", "on");
+    /* close_noted() counts on it. */
+    r = r ? r : glfs_set_xlator_option(fs, "*-client-*", "event-threads", "1");
     errno = 0;
     r = r ? r : glfs_init(fs);
     if (r) {

@@ -222,6 +222,33 @@ fsync_fails()
 }
 tap_ok "N27: a failed fsync fails every later flush, with its errno" fsync_fails
 
+# The replica is busy with other things when the program ends.
+missed_noted()
+{
+    local i u=gluster://$GLUSTER_HOST/vm
+    gluster_volume vm 2
+    gluster_ctl volume set vm cluster.quorum-type none >/dev/null
+    gluster_ctl volume set vm cluster.self-heal-daemon off >/dev/null
+    for i in $(seq 20); do
+        platter-img create -q -f raw "$u/$i.raw" 1M || return 1
+    done
+    kill -KILL "$(gluster_brick_pid vm 1)"
+    sleep 1
+    for i in $(seq 20); do
+        for _ in 1 2 3 4; do
+            timeout 0.4 sh -c 'while :; do :; done' &
+        done
+        platter-io -f raw -c "write -q -P 2 0 64k" "$u/$i.raw" || return 1
+        python3 -c "
+import os, sys
+noted = os.getxattr(sys.argv[1], 'trusted.afr.vm-client-1')
+sys.exit(noted[:4] == bytes(4))" "$(gluster_brick_dir vm 0)/$i.raw" || return 1
+        wait $(jobs -p)
+    done
+    gluster_ctl volume stop vm >/dev/null
+}
+tap_ok "N26: when the program has ended it is noted which brick missed its writes" missed_noted
+
 split_brain()
 {
     local u=gluster://$GLUSTER_HOST/vb/a.raw o
