@@ -81,20 +81,21 @@ poor_servers()
 }
 
 end_server() { net_end "$(cat "$T/ftp.pid")" KILL; net_wait_free "$FTP_PORT"; }
-restart_later() { end_server; (sleep 1.5; ftp_run "$T") >"$T/restart" 2>&1 & }
+restart_later() { end_server; (sleep 1.5; ftp_run "$T") >"$T/restart" 2>&1 & RESTART=$!; }
 
 killed()
 {
-    reading_live restart_later || return 1
+    reading_live restart_later && wait "$RESTART" || return 1
     grep reconnecting "$T/out" && grep 'connected again' "$T/out" && ! grep 'rror' "$T/out" || return 1
-    # In the middle of a copy.
-    "$IMG" convert -f raw -O raw "$H/disk.raw" "$T/back" >"$T/out" 2>&1 &
+    # In the middle of a copy, however fast this machine is.
+    "$IMG" convert -r 16M -f raw -O raw "$H/disk.raw" "$T/back" >"$T/out" 2>&1 &
     local pid=$!
     sleep 0.15
     restart_later
     wait $pid
     local r=$?
     cat "$T/out"
+    wait "$RESTART"
     [ $r = 0 ] && cmp "$T/www/disk.raw" "$T/back"
 }
 
