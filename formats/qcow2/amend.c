@@ -133,7 +133,8 @@ static int switch_version(struct qcow2 *q, uint32_t version)
     if (version < 3) {
         q->h.incompatible = q->h.compatible = q->h.autoclear = 0;
         q->h.compression = 0;
-    } else if ((q->features = malloc(sizeof(*qcow2_feature_table) * QCOW2_FEATURES))) {
+    } else if (qcow2_names_features(&q->h) &&
+               (q->features = malloc(sizeof(*qcow2_feature_table) * QCOW2_FEATURES))) {
         q->features_len = sizeof(*qcow2_feature_table) * QCOW2_FEATURES;
         memcpy(q->features, qcow2_feature_table, q->features_len);
     }

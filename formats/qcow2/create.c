@@ -1,9 +1,10 @@
 /*
  * create.c - a new image, and what one would need (measure).
  *
- * Layout: header, refcount table, refcount blocks, L1 table; with preallocation
- * each L2 table followed by the clusters it maps.  All of it is known from the
- * size, so it is computed once and written front to back.
+ * Layout: header, refcount table, refcount blocks, L1 table: all of it is known from the
+ * size, so it is computed once and written front to back.  With preallocation or encryption,
+ * or more than one refcount block, that is an image of no bytes, which then grows as any other
+ * does and gets its LUKS header last: so everything comes to lie where QEMU puts it.
  */
 #include "formats/qcow2/qcow2.h"
 #include <errno.h>
@@ -45,12 +46,10 @@ struct create {
     struct qcow2_header h;
     const char *backing, *backing_fmt, *data_file;
     struct qcow2_crypt_create *crypt;       /* LUKS */
-    struct qcow2_ext *ext;                  /* that names its header, malloc'd */
     enum blk_prealloc prealloc;
     bool measure;                           /* QEMU checks less then: so does this */
-    uint64_t cluster, per_l2, per_block;    /* bytes, entries, counts */
-    /* In clusters; data: what L2 tables map. */
-    uint64_t data, l2, l1, blocks, reft, crypt_header, total;
+    uint64_t cluster, per_block;            /* bytes, counts */
+    uint64_t l1, blocks, reft, total;       /* in clusters */
 };
 
 /* ---- options ---------------------------------------------------------------------------- */
@@ -214,21 +213,15 @@ static uint64_t per_l2(const struct create *c)
     return c->cluster / (c->h.incompatible & QCOW2_INC_EXTL2 ? 16 : 8);
 }
 
-/* Sizes of everything, with data clusters mapped (preallocation) or none. */
-static void lay_out(struct create *c, uint64_t data)
+/* Sizes of everything in the image as it is written at first: of h.size, nothing mapped. */
+static void lay_out(struct create *c)
 {
-    uint64_t entries = per_l2(c);
-    c->per_l2 = entries;
     c->per_block = c->cluster * 8 >> c->h.refcount_order;
-    c->h.l1_size = (uint32_t)div_up(c->h.size, c->cluster * entries);
-    c->data = data;
-    c->l2 = div_up(data, entries);
-    c->l1 = BLK_MAX(div_up(c->h.l1_size * 8ull, c->cluster), 1u);
-    c->crypt_header = div_up(qcow2_crypt_create_bytes(c->crypt), c->cluster);
+    c->h.l1_size = (uint32_t)div_up(c->h.size, c->cluster * per_l2(c));
+    c->l1 = div_up(c->h.l1_size * 8ull, c->cluster);
     c->reft = c->blocks = 1;
     for (;;) {
-        c->total = 1 + c->reft + c->blocks + c->l1 + c->crypt_header + c->l2 +
-                   (c->data_file ? 0 : c->data);
+        c->total = 1 + c->reft + c->blocks + c->l1;
         uint64_t blocks = div_up(c->total, c->per_block), reft = div_up(blocks * 8, c->cluster);
         if (blocks <= c->blocks && reft <= c->reft) {
             break;
@@ -236,6 +229,9 @@ static void lay_out(struct create *c, uint64_t data)
         c->blocks = BLK_MAX(blocks, c->blocks);
         c->reft = BLK_MAX(reft, c->reft);
     }
+    c->h.reft_offset = c->cluster;
+    c->h.reft_clusters = (uint32_t)c->reft;
+    c->h.l1_offset = c->l1 ? (1 + c->reft + c->blocks) * c->cluster : 0;
 }
 
 static int take_size(struct create *c, struct blk_opts *o, struct blk_error *e)
@@ -278,11 +274,8 @@ static int take_options(struct create *c, struct blk_opts *o, bool measure, stru
     err = err ? err : take_data_file(c, o, e);
     err = err ? err : take_compression(c, o, e);
     err = err ? err : take_size(c, o, e);
-    err = err ? err : qcow2_crypt_create_options(o, !measure, &c->h.crypt_method, &c->crypt, e);
-    if (!err) {
-        lay_out(c, c->prealloc == BLK_PREALLOC_OFF ? 0 : div_up(c->h.size, c->cluster));
-    }
-    return err;
+    return err ? err
+               : qcow2_crypt_create_options(o, !measure, &c->h.crypt_method, &c->crypt, e);
 }
 
 /* ---- writing ------------------------------------------------------------------------------- */
@@ -291,18 +284,12 @@ static int build_header(struct create *c, uint8_t *buf, struct blk_error *e)
 {
     struct blk_node names = { .backing_name = (char *)(uintptr_t)c->backing,
                               .backing_format = (char *)(uintptr_t)c->backing_fmt };
-    struct qcow2 q = { .n = &names, .h = c->h, .data_name = (char *)(uintptr_t)c->data_file,
-                       .exts = c->ext };
-    if (c->h.version >= 3) {
+    struct qcow2 q = { .n = &names, .h = c->h, .data_name = (char *)(uintptr_t)c->data_file };
+    if (qcow2_names_features(&c->h)) {
         q.features = (uint8_t *)(uintptr_t)qcow2_feature_table;
         q.features_len = sizeof(qcow2_feature_table);
     }
     int err = qcow2_header_build(&q, buf, c->cluster);
-    if (err == -ENOSPC && q.features) {
-        q.features = NULL;              /* a 512-byte cluster: names are a courtesy */
-        q.features_len = 0;
-        err = qcow2_header_build(&q, buf, c->cluster);
-    }
     if (err == -ENOSPC) {
         return blk_err(e, EINVAL, "File names too long for clusters of %llu bytes",
                        (unsigned long long)c->cluster);
@@ -338,82 +325,90 @@ static int write_blocks(const struct create *c, struct blk_node *file, uint8_t *
     return err;
 }
 
-/* Host cluster of L2 table i: tables are followed by what they map. */
-static uint64_t l2_at(const struct create *c, uint64_t i)
-{
-    return 1 + c->reft + c->blocks + c->l1 + c->crypt_header +
-           i * (c->data_file ? 1 : 1 + c->per_l2);
-}
-
-/* Host cluster of what entry k of L2 table i maps. */
-static uint64_t data_at(const struct create *c, uint64_t i, uint64_t k)
-{
-    return c->data_file ? i * c->per_l2 + k : l2_at(c, i) + 1 + k;
-}
-
 static int write_l1(const struct create *c, struct blk_node *file, uint8_t *buf)
 {
-    uint64_t at = (1 + c->reft + c->blocks) * c->cluster, left = c->h.l1_size;
+    uint64_t at = c->h.l1_offset, left = c->h.l1_size * 8ull;
     int err = 0;
-    for (uint64_t i = 0; !err && left; at += c->cluster) {
-        uint64_t n = BLK_MIN(left, c->cluster / 8);
-        for (uint64_t k = 0; k < n; k++, i++) {
-            put_be64(buf + k * 8, i < c->l2 ? l2_at(c, i) * c->cluster | QCOW2_COPIED : 0);
-        }
-        err = co_write(file, at, buf, n * 8, 0);
-        left -= n;
+
+    memset(buf, 0, c->cluster);
+    for (uint64_t n; !err && left; left -= n, at += n) {
+        n = BLK_MIN(left, c->cluster);
+        err = co_write(file, at, buf, n, 0);
     }
     return err;
-}
-
-static int write_l2(const struct create *c, struct blk_node *file, uint8_t *buf)
-{
-    int err = 0;
-    for (uint64_t i = 0; !err && i < c->l2; i++) {
-        memset(buf, 0, c->cluster);
-        for (uint64_t k = 0; k < c->per_l2 && i * c->per_l2 + k < c->data; k++) {
-            put_be64(buf + k * (c->cluster / c->per_l2),
-                     data_at(c, i, k) * c->cluster | QCOW2_COPIED);
-        }
-        err = co_write(file, l2_at(c, i) * c->cluster, buf, c->cluster, 0);
-    }
-    return err;
-}
-
-static enum blk_prealloc storage_prealloc(const struct create *c)
-{
-    return c->prealloc == BLK_PREALLOC_METADATA ? BLK_PREALLOC_OFF : c->prealloc;
 }
 
 static int create_write(struct create *c, struct blk_node *file, struct blk_error *e)
 {
     uint8_t *buf = blk_buf_alloc(c->cluster);
-    uint64_t end = c->total * c->cluster;
     int err = buf ? 0 : -ENOMEM;
 
-    if (!err && c->prealloc != BLK_PREALLOC_OFF && !c->data_file) {
-        err = blk_truncate(file, end, true, storage_prealloc(c), e);
-    } else if (!err && c->crypt) {
-        /* Key slots that are not used are not written, but counted. */
-        err = blk_truncate(file, end, true, BLK_PREALLOC_OFF, e);
-    }
     err = err ? err : write_reft(c, file, buf);
     err = err ? err : write_blocks(c, file, buf);
     err = err ? err : write_l1(c, file, buf);
-    err = err ? err : write_l2(c, file, buf);
-    if (!err && c->crypt) {
-        err = qcow2_crypt_create_write(c->crypt, file,
-                                       (1 + c->reft + c->blocks + c->l1) * c->cluster, &c->ext, e);
-    }
     /* The header last: until then it is no image. */
     err = err ? err : co_flush(file);
     err = err ? err : build_header(c, buf, e);
     err = err ? err : co_write(file, 0, buf, c->cluster, 0);
     blk_buf_free(buf);
-    return err;
+    return err ? blk_err_errno(e, -err, "Could not write qcow2 metadata") : 0;
 }
 
-/* The data file, empty but of the size of the image, or of what is mapped. */
+/* ---- what the image does itself ----------------------------------------------------------- */
+
+/* The LUKS header in clusters of its own; key slots that are not used are not written, but
+ * counted. */
+static int add_crypt_header(struct create *c, struct qcow2 *q, struct blk_error *e)
+{
+    uint64_t clusters = div_up(qcow2_crypt_create_bytes(c->crypt), c->cluster);
+    struct qcow2_space at;
+    int err = qcow2_alloc(q, clusters, true, &at);
+
+    err = err ? err : qcow2_flush(q);
+    if (!err && at.offset + clusters * c->cluster > q->file->size) {
+        err = blk_truncate(q->file, at.offset + clusters * c->cluster, false, BLK_PREALLOC_OFF, e);
+    }
+    return err ? err : qcow2_crypt_create_write(c->crypt, q->file, at.offset, &q->exts, e);
+}
+
+static int finish(struct create *c, struct blk_node *n, uint64_t size, uint32_t crypt_method,
+                  struct blk_error *e)
+{
+    struct qcow2 *q = n->state;
+    int err = qcow2_truncate(n, size, false, c->prealloc, e);
+
+    if (err) {
+        blk_error_prefix(e, "Could not resize image: ");
+    } else if (crypt_method) {
+        err = c->crypt ? add_crypt_header(c, q, e) : 0;
+        q->h.crypt_method = crypt_method;
+        err = err ? err : qcow2_header_rewrite(q);
+    }
+    co_drain(n);
+    int r = blk_qcow2.close(n, err ? NULL : e);
+    return err ? err : r;
+}
+
+/* Opens the image, of no bytes and not encrypted yet, and makes of it what it is to be. */
+static int grow_up(struct create *c, struct blk_node *file, uint64_t size, uint32_t crypt_method,
+                   struct blk_error *e)
+{
+    struct blk_node *n = blk_between_new(file, &blk_qcow2, NULL);
+    struct blk_opts *o = blk_opts_new();
+    int err;
+
+    if (c->data_file) {
+        blk_opts_set(o, "data-file.filename", c->data_file);
+    }
+    err = n ? blk_qcow2.open(n, o, e) : -ENOMEM;
+    err = err ? err : finish(c, n, size, crypt_method, e);
+    int r = n ? blk_close(n->data_file, err ? NULL : e) : 0;
+    blk_between_free(n);
+    blk_opts_free(o);
+    return err ? blk_err_errno(e, -err, "Could not make the image") : r;
+}
+
+/* An empty data file; of the image's size where nothing is mapped to it. */
 static int create_data_file(struct create *c, struct blk_loop *l, struct blk_opts *o,
                             struct blk_error *e)
 {
@@ -423,8 +418,7 @@ static int create_data_file(struct create *c, struct blk_loop *l, struct blk_opt
     if (err) {
         return err;
     }
-    err = blk_truncate(data, c->data ? c->data * c->cluster : c->h.size, true,
-                       storage_prealloc(c), e);
+    err = blk_truncate(data, c->h.size, true, BLK_PREALLOC_OFF, e);
     int r = blk_close(data, err ? NULL : e);
     return err ? err : r;
 }
@@ -432,25 +426,27 @@ static int create_data_file(struct create *c, struct blk_loop *l, struct blk_opt
 static void create_free(struct create *c)
 {
     free(c->crypt);
-    free(c->ext);
 }
 
 static int create_all(struct create *c, struct blk_loop *l, struct blk_node *file,
                       struct blk_opts *o, struct blk_error *e)
 {
     int err = take_options(c, o, false, e);
+    uint64_t size = c->h.size;
+    uint32_t crypt_method = c->h.crypt_method;
 
     if (err) {
         return err;
     }
-    c->h.reft_offset = c->cluster;
-    c->h.reft_clusters = (uint32_t)c->reft;
-    c->h.l1_offset = (1 + c->reft + c->blocks) * c->cluster;
-    if (c->data_file && (err = create_data_file(c, l, o, e))) {
-        return err;
+    lay_out(c);
+    bool more = c->prealloc != BLK_PREALLOC_OFF || crypt_method || c->blocks > 1;
+    if (more) {
+        c->h.size = c->h.crypt_method = 0;
+        lay_out(c);
     }
-    err = create_write(c, file, e);
-    return err ? blk_err_errno(e, -err, "Could not write qcow2 metadata") : 0;
+    err = c->data_file ? create_data_file(c, l, o, e) : 0;
+    err = err ? err : create_write(c, file, e);
+    return err || !more ? err : grow_up(c, file, size, crypt_method, e);
 }
 
 int qcow2_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
@@ -475,6 +471,9 @@ int qcow2_create_plan(struct blk_opts *o, struct qcow2_header *h, struct blk_err
                         c.h.incompatible & QCOW2_INC_DATA_FILE || c.h.crypt_method)) {
         err = blk_err(e, ENOTSUP, "An image that is written to a pipe cannot be preallocated, "
                       "encrypted or have a data file");
+    }
+    if (!err) {
+        lay_out(&c);
     }
     *h = c.h;
     create_free(&c);
@@ -542,7 +541,7 @@ int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
         blk_opts_setf(o, "size", "%llu", (unsigned long long)src->size);
     }
     int err = take_options(&c, o, true, e);
-    uint64_t header = c.crypt_header * c.cluster;
+    uint64_t header = err ? 0 : blk_align_up(qcow2_crypt_create_bytes(c.crypt), c.cluster);
     bool overlay = c.backing;               /* what zeros stand for then is not known: all */
     create_free(&c);
     if (err == -EFBIG) {

@@ -18,6 +18,9 @@ static int prealloc_mapped(struct qcow2 *q, uint64_t from, uint64_t to, enum blk
     int err = first > from ? qcow2_write_zeros(q, from, BLK_MIN(first, to)) : 0;
 
     err = err ? err : qcow2_map_range(q, first, to, &host_end);
+    if (!err) {         /* subclusters that no guest byte lies in need not be there */
+        host_end -= blk_align_up(to, q->cluster_size) - blk_align_up(to, q->sub_size);
+    }
     if (!err && qcow2_external(q)) {
         err = qcow2_data_resize(q, blk_align_up(to, q->cluster_size), p, e);
     } else if (!err && host_end > q->data->size) {
@@ -78,7 +81,12 @@ static int prealloc_area(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_p
         return err;
     }
     err = qcow2_settle(q);
-    err = err ? err : blk_truncate(q->data, host + (n << q->h.cluster_bits), false, p, e);
+    if (!err) {
+        err = blk_truncate(q->data, host + (n << q->h.cluster_bits), false, p, e);
+        if (err) {
+            blk_error_prefix(e, "Failed to resize underlying file: ");
+        }
+    }
     err = err ? err : copy_part(q, first, host, from - first);
     if (err) {
         qcow2_unalloc(q, host, n);
@@ -92,8 +100,8 @@ int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prea
                       struct blk_error *e)
 {
     /* Encrypted zeros are written; subclusters of the last cluster stay where they are. */
-    bool area = p != BLK_PREALLOC_METADATA && !qcow2_external(q) && !q->crypt && !q->wide &&
-                q->file->can_grow;
+    bool area = p != BLK_PREALLOC_METADATA && !qcow2_external(q) && !q->crypt &&
+                (!q->wide || !(from & (q->cluster_size - 1))) && q->file->can_grow;
     int err = area ? prealloc_area(q, from, to, p, e) : prealloc_mapped(q, from, to, p, e);
 
     return err ? blk_err_errno(e, -err, "Could not preallocate clusters") : 0;

@@ -328,6 +328,11 @@ struct qcow2_feature {
 };
 #define QCOW2_FEATURES 8
 extern const struct qcow2_feature qcow2_feature_table[QCOW2_FEATURES];
+/* Small clusters have no room for it beside a backing file's name. */
+static inline bool qcow2_names_features(const struct qcow2_header *h)
+{
+    return h->version >= 3 && h->cluster_bits > 12;
+}
 
 /* Make the header area what q holds now (extensions, names, fields), durably and so
  * that after a crash the image has the old one or the new one. -ENOSPC. Fiber. */
@@ -656,8 +661,8 @@ int qcow2_used_end(struct qcow2 *q, uint64_t *c);   /* c: the one behind that */
 /* Refcount blocks for areas behind everything, which count nothing any more, go. The image is
  * clean. Fiber. */
 int qcow2_drop_empty_blocks(struct qcow2 *q);
-/* Header with a larger L1 table and the new size, in one step. The image is clean. */
-int qcow2_l1_grow(struct qcow2 *q, uint64_t size, uint32_t l1_size);
+/* Move to a larger L1 table, of l1_size entries. The image is clean. Fiber. */
+int qcow2_l1_grow(struct qcow2 *q, uint32_t l1_size);
 /* vmstate.c: where it starts, as guest offsets go; the driver's vm_state. */
 uint64_t qcow2_vm_state_offset(const struct qcow2 *q);
 int qcow2_vm_state(struct blk_node *n, bool write, uint64_t off, const struct iovec *iov, int cnt,

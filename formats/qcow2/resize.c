@@ -53,34 +53,33 @@ static int l1_arrays_grow(struct qcow2 *q, uint32_t size)
     return 0;
 }
 
-int qcow2_l1_grow(struct qcow2 *q, uint64_t size, uint32_t l1_size)
+int qcow2_l1_grow(struct qcow2 *q, uint32_t l1_size)
 {
     struct qcow2_header old = q->h;
     uint64_t have = qcow2_clusters(q, old.l1_size * 8ull), need = qcow2_clusters(q, l1_size * 8ull);
-    struct qcow2_space at = { .offset = old.l1_offset };
+    struct qcow2_space at;
     int err = l1_arrays_grow(q, l1_size);
 
-    if (!err && l1_size > old.l1_size) {
+    if (!err) {
         blk_event(q->file, "l1_grow_alloc_table");
         err = qcow2_alloc(q, need, true, &at);
-        err = err ? err : qcow2_meta_add(q, at.offset, need);
-        /* The new table's count is durable before the header names it. */
-        err = err ? err : qcow2_flush(q);
     }
+    err = err ? err : qcow2_meta_add(q, at.offset, need);
+    /* The new table's count is durable before the header names it. */
+    err = err ? err : qcow2_flush(q);
     blk_event(q->file, "l1_grow_write_table");
     err = err ? err : l1_write(q, at.offset, l1_size);
     if (!err) {
         blk_event(q->file, "l1_grow_activate_table");
         q->h.l1_offset = at.offset;
         q->h.l1_size = l1_size;
-        q->h.size = size;
         err = qcow2_header_update(q);
     }
     if (err) {
         q->h = old;
         return err;
     }
-    if (at.clusters && have) {
+    if (have) {
         qcow2_meta_del(q, old.l1_offset, have);
         qcow2_free_later(q, old.l1_offset, have);
     }
@@ -230,9 +229,11 @@ int qcow2_make_empty(struct blk_node *n, struct blk_error *e)
     return err ? blk_err_errno(e, -err, "Could not empty '%s'", n->shown) : 0;
 }
 
+/* The image is larger when the header says so, the last thing: what fails before leaves it
+ * as it was, but for a longer L1 table. */
 static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_error *e)
 {
-    uint64_t old = q->n->size, per_l2 = (uint64_t)q->cluster_size << q->l2_bits;
+    uint64_t old = q->n->size, was = q->h.size, per_l2 = (uint64_t)q->cluster_size << q->l2_bits;
     uint64_t need = size / per_l2 + !!(size % per_l2);
     struct blk_node *b = q->n->backing;
     int err = qcow2_settle(q);
@@ -240,7 +241,9 @@ static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_
     if (!err && need * 8 > QCOW2_MAX_L1_BYTES) {
         return blk_err_errno(e, EFBIG, "Failed to grow the L1 table");
     }
-    err = err ? err : qcow2_l1_grow(q, size, (uint32_t)BLK_MAX(need, q->h.l1_size));
+    if (!err && need > q->h.l1_size) {
+        err = qcow2_l1_grow(q, (uint32_t)need);
+    }
     if (err) {
         return blk_err_errno(e, -err, "Failed to grow the L1 table");
     }
@@ -259,7 +262,19 @@ static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_
         err = qcow2_data_resize(q, size, p, e);
     }
     err = err ? err : qcow2_settle(q);
-    return err ? blk_err_errno(e, -err, "Failed to write the new area's metadata") : 0;
+    if (!err) {
+        q->h.size = size;
+        err = qcow2_header_update(q);
+    }
+    if (err) {
+        q->h.size = was;
+        q->n->size = old;
+        if (!drop_from(q, old, size) && qcow2_external(q)) {
+            qcow2_data_resize(q, old, BLK_PREALLOC_OFF, NULL);
+        }
+        return blk_err_errno(e, -err, "Failed to write the new area's metadata");
+    }
+    return 0;
 }
 
 int qcow2_truncate(struct blk_node *n, uint64_t size, bool shrinking, enum blk_prealloc p,

@@ -26,7 +26,7 @@ static int make_room(struct qcow2 *q, uint64_t end)
         return -EFBIG;
     }
     int err = qcow2_settle(q);
-    return err ? err : qcow2_l1_grow(q, q->h.size, (uint32_t)need);
+    return err ? err : qcow2_l1_grow(q, (uint32_t)need);
 }
 
 int qcow2_vm_state(struct blk_node *n, bool write, uint64_t off, const struct iovec *iov, int cnt,
