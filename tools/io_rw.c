@@ -33,13 +33,15 @@ static int run_vm_state(const struct io_op *op)
                         a->length);
 }
 
-/* As in QEMU, only what is not there yet can be written compressed. */
+/* As in QEMU, only what is not there yet can be written compressed, and in no data file. */
 static int check_unallocated(const struct io_op *op)
 {
     const struct io_args *a = &op->a;
     struct blk_status st;
     int err = 0;
 
+    if (blk_data_file(op->sh->node))
+        return -ENOTSUP;
     for (uint64_t at = 0; !err && at < a->length; at += st.length) {
         err = co_status(op->sh->node, a->offset + at, a->length - at, &st);
         if (!err && st.flags & (BLK_ST_OFFSET | BLK_ST_COMPRESSED) &&

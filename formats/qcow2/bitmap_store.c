@@ -174,7 +174,7 @@ static int write_bitmap(struct qcow2 *q, struct taken *t, const struct qcow2_bit
         err = write_chunks(q, t, b, table);
     }
     err = err ? err : take(q, t, clusters, true, &at);
-    err = err ? err : co_write(q->file, at.offset, table, bytes, 0);
+    err = err ? err : co_write(q->file, at.offset, table, n * 8ull, 0);
     if (!err) {
         *offset = at.offset;
         *entries = n;
@@ -238,7 +238,7 @@ static int write_all(struct qcow2 *q, struct taken *t, struct stored *v, struct 
         for (uint32_t i = 0; i < n; i++) {
             encode_entry(&v[i], buf + v[i].dir_at);
         }
-        err = co_write(q->file, dir->offset, buf, clusters << q->h.cluster_bits, 0);
+        err = co_write(q->file, dir->offset, buf, *bytes, 0);
     }
     blk_buf_free(buf);
     return err;

@@ -10,6 +10,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What follows the image's end in its last cluster is written, as QEMU does. */
+static int zero_tail(struct qcow2 *q, uint64_t host_end, uint64_t len)
+{
+    uint8_t *buf = len ? blk_buf_alloc(len) : NULL;
+    int err = len && !buf ? -ENOMEM : 0;
+
+    if (buf) {
+        memset(buf, 0, len);
+        err = co_write(q->data, host_end - len, buf, len, 0);
+    }
+    blk_buf_free(buf);
+    return err;
+}
+
 static int prealloc_mapped(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
                            struct blk_error *e)
 {
@@ -18,8 +32,11 @@ static int prealloc_mapped(struct qcow2 *q, uint64_t from, uint64_t to, enum blk
     int err = first > from ? qcow2_write_zeros(q, from, BLK_MIN(first, to)) : 0;
 
     err = err ? err : qcow2_map_range(q, first, to, &host_end);
-    if (!err) {         /* subclusters that no guest byte lies in need not be there */
+    if (!err && first < to) {       /* subclusters that no guest byte lies in need not be there */
         host_end -= blk_align_up(to, q->cluster_size) - blk_align_up(to, q->sub_size);
+        if (!q->crypt && !qcow2_external(q)) {
+            err = zero_tail(q, host_end, blk_align_up(to, q->sub_size) - to);
+        }
     }
     if (!err && qcow2_external(q)) {
         err = qcow2_data_resize(q, blk_align_up(to, q->cluster_size), p, e);

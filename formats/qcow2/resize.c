@@ -198,6 +198,23 @@ static int drop_from(struct qcow2 *q, uint64_t size, uint64_t old)
     return err ? err : qcow2_cut_file(q);
 }
 
+/* QEMU makes the L2 table that the cut goes through, should there be none: so that clusters
+ * come to lie where it puts them. */
+static int keep_table(struct qcow2 *q, uint64_t first, uint64_t old)
+{
+    uint64_t per_l2 = (uint64_t)q->cluster_size << q->l2_bits;
+    struct qcow2_slice *s;
+
+    if (first >= old || first % per_l2 == 0) {
+        return 0;
+    }
+    int err = qcow2_l2_write(q, first, &s);
+    if (!err) {
+        qcow2_slice_put(s);
+    }
+    return err;
+}
+
 static int shrink(struct qcow2 *q, uint64_t size)
 {
     uint64_t old = q->h.size;
@@ -205,6 +222,7 @@ static int shrink(struct qcow2 *q, uint64_t size)
     /* What is cut off of the last cluster must not come back with a later growth. */
     int err = tail ? co_write_zeroes(q->n, size, tail, 0) : 0;
 
+    err = err ? err : keep_table(q, blk_align_up(size, q->cluster_size), old);
     err = err ? err : qcow2_settle(q);
     if (err) {
         return err;
@@ -250,7 +268,15 @@ static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_
     q->n->size = size;
     if (b && b->size > old) {
         /* What the longer backing file holds there was never part of this image. */
-        err = co_write_zeroes(q->n, old, BLK_MIN(size, b->size) - old, BLK_REQ_MAY_UNMAP);
+        uint64_t whole = BLK_MIN(blk_align_up(old, q->sub_size), size);
+        err = whole > old ? qcow2_write_zeros(q, old, whole) : 0;
+        if (!err && size > whole) {
+            err = co_write_zeroes(q->n, whole, size - whole, BLK_REQ_MAY_UNMAP |
+                                  BLK_REQ_EXPLICIT | BLK_REQ_FAST_ZERO);
+        }
+        if (err) {          /* version 2 cannot say "zeros" over a backing file */
+            blk_err_errno(e, -err, "Failed to zero out new clusters");
+        }
     }
     if (!err && p == BLK_PREALLOC_OFF && q->h.autoclear & QCOW2_AUTO_RAW) {
         p = BLK_PREALLOC_METADATA;      /* all of a raw data file counts */

@@ -105,7 +105,7 @@ static bool hole_needs_work(const struct wiping *w)
         return true;
     }
     if (w->q->h.version < 3) {
-        return w->how != WIPE_UNMAP && w->how != WIPE_DISCARD && backed(w);
+        return w->how != WIPE_UNMAP && w->how != WIPE_DISCARD;  /* a table, as in QEMU */
     }
     return w->how != WIPE_UNMAP && (w->how != WIPE_DISCARD || backed(w));
 }
@@ -144,7 +144,7 @@ static int wipe(struct wiping *w, uint64_t off, uint64_t end)
             off = BLK_MIN(end, blk_align_down(off, table) + table);
             continue;
         }
-        if (empty && q->h.version < 3) {
+        if (empty && q->h.version < 3 && w->how != WIPE_DISCARD && backed(w)) {
             return -ENOTSUP;
         }
         struct qcow2_busy busy = qcow2_busy_range(q, off, stop - off);
@@ -215,8 +215,7 @@ int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned fla
     }
     qcow2_busy_enter(q, &busy);
     if (rest_reads_zero(q, off, off + len)) {
-        err = q->h.version < 3 ? 0      /* not allocated: zeros already */
-                               : wipe_slice(&w, sub, sub + q->sub_size);
+        err = wipe_slice(&w, sub, sub + q->sub_size);
     }
     qcow2_busy_leave(q, &busy);
     return err;
