@@ -42,7 +42,7 @@ static int expand_disk(struct qcow2 *q, const struct blk_amend *ctl)
             bool data = q->n->backing_name || st.flags & BLK_ST_OFFSET;
             err = data ? write_zero_data(q, at, st.length)
                        : qcow2_unmap(q, at >> q->h.cluster_bits,
-                                     qcow2_clusters(q, at + st.length));
+                                     qcow2_clusters(q, at + st.length), false);
         }
         at += st.length;
         qcow2_amend_progress(ctl, at, q->n->size);

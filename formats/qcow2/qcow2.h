@@ -580,8 +580,9 @@ int qcow2_map_range(struct qcow2 *q, uint64_t from, uint64_t to, uint64_t *host_
  * clean. Fiber. */
 int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
                       struct blk_error *e);
-/* Unmap guest clusters [first, end). Fiber. */
-int qcow2_unmap(struct qcow2 *q, uint64_t first, uint64_t end);
+/* Unmap guest clusters [first, end).  tables: make the L2 tables for them that are not there.
+ * Fiber. */
+int qcow2_unmap(struct qcow2 *q, uint64_t first, uint64_t end, bool tables);
 /* The subclusters that the guest range touches. */
 static inline struct qcow2_busy qcow2_busy_range(const struct qcow2 *q, uint64_t off, uint64_t len)
 {

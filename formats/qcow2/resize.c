@@ -175,7 +175,7 @@ int qcow2_drop_empty_blocks(struct qcow2 *q)
 static int drop_from(struct qcow2 *q, uint64_t size, uint64_t old)
 {
     uint64_t per_l2 = (uint64_t)q->cluster_size << q->l2_bits;
-    int err = qcow2_unmap(q, qcow2_clusters(q, size), qcow2_clusters(q, old));
+    int err = qcow2_unmap(q, qcow2_clusters(q, size), qcow2_clusters(q, old), false);
 
     err = err ? err : qcow2_settle(q);
     if (err) {
@@ -238,12 +238,24 @@ static int shrink(struct qcow2 *q, uint64_t size)
     return err || !qcow2_external(q) ? err : qcow2_data_resize(q, size, BLK_PREALLOC_OFF, NULL);
 }
 
+/* QEMU empties such an image by a discard of all of it, which leaves every L2 table. */
+static bool keeps_tables(const struct qcow2 *q)
+{
+    return q->h.version < 3 || q->h.nb_snapshots || q->bm.count || q->h.crypt_method == QCOW2_CRYPT_LUKS ||
+           qcow2_external(q);
+}
+
 int qcow2_make_empty(struct blk_node *n, struct blk_error *e)
 {
     struct qcow2 *q = n->state;
     int err = q->corrupt ? -EIO : qcow2_settle(q);
 
-    err = err ? err : drop_from(q, 0, q->h.size);
+    if (!err && keeps_tables(q)) {
+        err = qcow2_unmap(q, 0, qcow2_clusters(q, q->h.size), true);
+        err = err ? err : qcow2_settle(q);
+    } else if (!err) {
+        err = drop_from(q, 0, q->h.size);
+    }
     return err ? blk_err_errno(e, -err, "Could not empty '%s'", n->shown) : 0;
 }
 

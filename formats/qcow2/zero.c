@@ -273,8 +273,8 @@ int qcow2_discard_fiber(struct blk_req *req)
     return wipe(&w, req->offset, blk_align_up(req->offset + req->length, q->cluster_size));
 }
 
-int qcow2_unmap(struct qcow2 *q, uint64_t first, uint64_t end)
+int qcow2_unmap(struct qcow2 *q, uint64_t first, uint64_t end, bool tables)
 {
-    struct wiping w = { .q = q, .how = WIPE_UNMAP };
+    struct wiping w = { .q = q, .how = WIPE_UNMAP, .explicit = tables };
     return wipe(&w, first << q->h.cluster_bits, end << q->h.cluster_bits);
 }
