@@ -11,14 +11,14 @@
 #include <string.h>
 
 /* What follows the image's end in its last cluster is written, as QEMU does. */
-static int zero_tail(struct qcow2 *q, uint64_t host_end, uint64_t len)
+static int zero_tail(struct qcow2 *q, uint64_t tail, uint64_t len)
 {
     uint8_t *buf = len ? blk_buf_alloc(len) : NULL;
     int err = len && !buf ? -ENOMEM : 0;
 
     if (buf) {
         memset(buf, 0, len);
-        err = co_write(q->data, host_end - len, buf, len, 0);
+        err = co_write(q->data, tail, buf, len, 0);
     }
     blk_buf_free(buf);
     return err;
@@ -27,15 +27,18 @@ static int zero_tail(struct qcow2 *q, uint64_t host_end, uint64_t len)
 static int prealloc_mapped(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
                            struct blk_error *e)
 {
-    uint64_t host_end, first = blk_align_up(from, q->cluster_size);
+    uint64_t host_end, tail, first = blk_align_up(from, q->cluster_size);
     /* The last cluster so far may hold something: written to as usual. */
     int err = first > from ? qcow2_write_zeros(q, from, BLK_MIN(first, to)) : 0;
 
-    err = err ? err : qcow2_map_range(q, first, to, &host_end);
-    if (!err && first < to) {       /* subclusters that no guest byte lies in need not be there */
-        host_end -= blk_align_up(to, q->cluster_size) - blk_align_up(to, q->sub_size);
+    err = err ? err : qcow2_map_range(q, first, to, &host_end, &tail);
+    if (!err && tail) {
+        uint64_t used = blk_align_up(tail, q->sub_size);
         if (!q->crypt && !qcow2_external(q)) {
-            err = zero_tail(q, host_end, blk_align_up(to, q->sub_size) - to);
+            err = zero_tail(q, tail, used - tail);
+        }
+        if (host_end == blk_align_up(tail, q->cluster_size)) {
+            host_end = used;    /* subclusters that no guest byte lies in need not be there */
         }
     }
     if (!err && qcow2_external(q)) {

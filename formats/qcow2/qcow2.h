@@ -574,8 +574,10 @@ int qcow2_discard_fiber(struct blk_req *req);
 /* The driver's zero_part. Fiber. */
 int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned flags);
 /* Map the guest range [from, to) to host clusters without writing data; host_end: where the
- * last of them ends. Fiber. */
-int qcow2_map_range(struct qcow2 *q, uint64_t from, uint64_t to, uint64_t *host_end);
+ * last new one in the file ends; tail: where the guest's `to` is behind its last cluster's
+ * bytes, 0 if that was mapped before. Fiber. */
+int qcow2_map_range(struct qcow2 *q, uint64_t from, uint64_t to, uint64_t *host_end,
+                    uint64_t *tail);
 /* Map what is new of an image that grew from `from` to `to` bytes (preallocation). The image is
  * clean. Fiber. */
 int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,

@@ -279,15 +279,13 @@ static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_
     }
     q->n->size = size;
     if (b && b->size > old) {
-        /* What the longer backing file holds there was never part of this image. */
+        /* What the longer backing file holds there was never part of this image.  Version 2
+         * can only write zeros over it, where QEMU refuses. */
         uint64_t whole = BLK_MIN(blk_align_up(old, q->sub_size), size);
+        uint64_t end = q->h.version < 3 ? BLK_MIN(size, b->size) : size;
         err = whole > old ? qcow2_write_zeros(q, old, whole) : 0;
-        if (!err && size > whole) {
-            err = co_write_zeroes(q->n, whole, size - whole, BLK_REQ_MAY_UNMAP |
-                                  BLK_REQ_EXPLICIT | BLK_REQ_FAST_ZERO);
-        }
-        if (err) {          /* version 2 cannot say "zeros" over a backing file */
-            blk_err_errno(e, -err, "Failed to zero out new clusters");
+        if (!err && end > whole) {
+            err = co_write_zeroes(q->n, whole, end - whole, BLK_REQ_MAY_UNMAP | BLK_REQ_EXPLICIT);
         }
     }
     if (!err && p == BLK_PREALLOC_OFF && q->h.autoclear & QCOW2_AUTO_RAW) {

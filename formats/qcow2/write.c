@@ -556,8 +556,8 @@ int qcow2_write_fiber(struct blk_req *req)
 
 /* ---- preallocation ------------------------------------------------------------------------------ */
 
-static int map_run(struct qcow2 *q, uint64_t guest, uint64_t clusters, uint64_t *done,
-                   uint64_t *host_end)
+static int map_run(struct qcow2 *q, uint64_t guest, uint64_t to, uint64_t *done,
+                   uint64_t *host_end, uint64_t *tail)
 {
     struct alloc a = { .q = q, .index = qcow2_entry_index(q, guest), .guest = guest };
     int err = qcow2_l2_write(q, guest, &a.s);
@@ -566,7 +566,7 @@ static int map_run(struct qcow2 *q, uint64_t guest, uint64_t clusters, uint64_t 
     if (err) {
         return err;
     }
-    err = alloc_plan(&a, 0, clusters);
+    err = alloc_plan(&a, 0, qcow2_clusters(q, to - guest));
     if (!err && a.clusters && !a.in_place) {
         err = alloc_place(&a);
         if (!err && qcow2_external(q)) {
@@ -578,7 +578,9 @@ static int map_run(struct qcow2 *q, uint64_t guest, uint64_t clusters, uint64_t 
         if (!err) {
             a.clusters = a.space.clusters;
             alloc_publish(&a);
-            *host_end = BLK_MAX(*host_end, a.space.offset + (a.clusters << q->h.cluster_bits));
+            uint64_t bytes = a.clusters << q->h.cluster_bits;
+            *host_end = BLK_MAX(*host_end, a.space.offset + bytes);
+            *tail = guest + bytes >= to ? a.space.offset + (to - guest) : 0;
         }
     }
     *done = BLK_MAX(a.clusters, 1u);
@@ -586,14 +588,15 @@ static int map_run(struct qcow2 *q, uint64_t guest, uint64_t clusters, uint64_t 
     return err ? err : qcow2_flush_if_much(q);
 }
 
-int qcow2_map_range(struct qcow2 *q, uint64_t from, uint64_t to, uint64_t *host_end)
+int qcow2_map_range(struct qcow2 *q, uint64_t from, uint64_t to, uint64_t *host_end,
+                    uint64_t *tail)
 {
     int err = 0;
 
-    *host_end = 0;
+    *host_end = *tail = 0;
     for (uint64_t at = from; !err && at < to;) {
         uint64_t done = 0;
-        err = map_run(q, at, qcow2_clusters(q, to - at), &done, host_end);
+        err = map_run(q, at, to, &done, host_end, tail);
         at += done << q->h.cluster_bits;
     }
     return err;
