@@ -79,7 +79,9 @@ def resumes(name, fmt, source, options, before=None, kills=10):
                     os.unlink(f)
             if before:
                 before(target)
-        done = killed(*words)
+        # Without a journal, killed at the very end, it is as done as can be told.
+        done = killed(*words) or (not os.path.exists(target + '.journal') and
+                                  run(IMG, 'digest', '-f', fmt, target).stdout.split()[:1] == [want])
         interrupted += not done
         if done and img('digest', '-f', fmt, target).stdout.split()[0] != want:
             break
