@@ -241,8 +241,8 @@ static int shrink(struct qcow2 *q, uint64_t size)
 /* QEMU empties such an image by a discard of all of it, which leaves every L2 table. */
 static bool keeps_tables(const struct qcow2 *q)
 {
-    return q->h.version < 3 || q->h.nb_snapshots || q->bm.count || q->h.crypt_method == QCOW2_CRYPT_LUKS ||
-           qcow2_external(q);
+    return q->h.version < 3 || q->h.nb_snapshots || q->bm.count ||
+           q->h.crypt_method == QCOW2_CRYPT_LUKS || qcow2_external(q);
 }
 
 int qcow2_make_empty(struct blk_node *n, struct blk_error *e)
@@ -265,6 +265,7 @@ static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_
 {
     uint64_t old = q->n->size, was = q->h.size, per_l2 = (uint64_t)q->cluster_size << q->l2_bits;
     uint64_t need = size / per_l2 + !!(size % per_l2);
+    uint64_t data_was = q->data->size;
     struct blk_node *b = q->n->backing;
     int err = qcow2_settle(q);
 
@@ -306,7 +307,7 @@ static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_
         q->h.size = was;
         q->n->size = old;
         if (!drop_from(q, old, size) && qcow2_external(q)) {
-            qcow2_data_resize(q, old, BLK_PREALLOC_OFF, NULL);
+            qcow2_data_resize(q, data_was, BLK_PREALLOC_OFF, NULL);
         }
         return blk_err_errno(e, -err, "Failed to write the new area's metadata");
     }

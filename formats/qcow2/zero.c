@@ -98,6 +98,11 @@ static int wipe_entry(const struct wiping *w, uint64_t off, uint64_t end)
     return 0;
 }
 
+static bool to_zeros(const struct wiping *w)
+{
+    return w->how == WIPE_ZERO || w->how == WIPE_ZERO_KEEP;
+}
+
 /* Is there anything to do where there is no L2 table? */
 static bool hole_needs_work(const struct wiping *w)
 {
@@ -105,7 +110,7 @@ static bool hole_needs_work(const struct wiping *w)
         return true;
     }
     if (w->q->h.version < 3) {
-        return w->how != WIPE_UNMAP && w->how != WIPE_DISCARD;  /* a table, as in QEMU */
+        return to_zeros(w);         /* a table, as in QEMU */
     }
     return w->how != WIPE_UNMAP && (w->how != WIPE_DISCARD || backed(w));
 }
@@ -144,7 +149,7 @@ static int wipe(struct wiping *w, uint64_t off, uint64_t end)
             off = BLK_MIN(end, blk_align_down(off, table) + table);
             continue;
         }
-        if (empty && q->h.version < 3 && w->how != WIPE_DISCARD && backed(w)) {
+        if (empty && q->h.version < 3 && to_zeros(w) && backed(w)) {
             return -ENOTSUP;
         }
         struct qcow2_busy busy = qcow2_busy_range(q, off, stop - off);
