@@ -397,15 +397,21 @@ static int submit_writes(struct worker *w)
 
     for (unsigned i = 0; i < w->chunk.nsegs && ret == 0; i++) {
         const struct convert_seg *s = &w->chunk.segs[i];
+        uint64_t len = s->length;
 
         if (s->kind == CONVERT_ZERO) {
-            ret = write_run(w, s->offset, s->length, NULL);
+            ret = write_run(w, s->offset, len, NULL);
         } else if (s->kind == CONVERT_DATA && !buffered(w, s)) {
             ret = copy_seg(w, s);
         } else if (s->kind == CONVERT_DATA && w->c->sparse) {
             ret = write_sparse(w, s, &zeros);
         } else if (s->kind == CONVERT_DATA) {
-            ret = write_run(w, s->offset, s->length, w->buf + s->buf);
+            /* Two writes to one cluster would wait for each other, and later ones overtake. */
+            while (i + 1 < w->chunk.nsegs && s->buf + len == w->chunk.segs[i + 1].buf &&
+                   w->chunk.segs[i + 1].kind == CONVERT_DATA && buffered(w, &w->chunk.segs[i + 1])) {
+                len += w->chunk.segs[++i].length;
+            }
+            ret = write_run(w, s->offset, len, w->buf + s->buf);
         }
     }
     return ret;

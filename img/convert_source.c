@@ -81,19 +81,17 @@ static void set_extent(struct convert *c, enum convert_kind kind, uint64_t len, 
     c->ext_end = BLK_MIN(c->pos + whole, limit);
 }
 
-/* Compressed clusters are written whole: an extent shorter than one makes it all
- * data, a longer one ends at the last boundary it reaches. */
+/* Compressed clusters are written whole: an extent shorter than one makes it all data, a longer
+ * one ends at the last boundary it reaches.  As in QEMU also where the image ends. */
 static void set_whole_clusters(struct convert *c, uint64_t source_end)
 {
     uint64_t in = c->pos & (c->cluster - 1ull), len = c->ext_end - c->pos;
 
-    if (!in && (c->ext_end == c->total || len >= c->cluster)) {
-        c->ext_end = c->ext_end == c->total ? c->total : c->pos + (len & ~(c->cluster - 1ull));
+    if (!in && len >= c->cluster) {
+        c->ext_end = c->pos + (len & ~(c->cluster - 1ull));
         return;
     }
-    if (c->ext_kind != CONVERT_DATA) {
-        c->ext_kind = CONVERT_DATA;     /* read through the whole chain */
-    }
+    c->ext_kind = CONVERT_DATA;         /* read through the whole chain */
     c->ext_end = BLK_MIN(c->pos - in + c->cluster, source_end);
 }
 
@@ -156,7 +154,7 @@ static int find_extent(struct convert *c)
 /* How much of len bytes of data at c->pos goes into room bytes: all, or in an empty buffer up
  * to a cluster boundary of the target so that no two chunks write one cluster.  So writes are
  * those of QEMU, which takes one extent at a time, and so is the layout.  With compress, where
- * QEMU takes a cluster at a time, the buffer is filled up. */
+ * QEMU takes a cluster at a time, and where holes are data, too, the buffer is filled up. */
 static uint64_t cut(const struct convert *c, uint64_t len, uint64_t room)
 {
     uint64_t end;
@@ -164,7 +162,7 @@ static uint64_t cut(const struct convert *c, uint64_t len, uint64_t room)
     if (len <= room) {
         return len;
     }
-    if (room < c->buf_size && !c->compress) {
+    if (room < c->buf_size && !c->compress && c->sparse) {
         return 0;
     }
     if (!c->cluster) {

@@ -33,19 +33,37 @@ static int run_vm_state(const struct io_op *op)
                         a->length);
 }
 
-/* As in QEMU, only what is not there yet can be written compressed, and in no data file. */
-static int check_unallocated(const struct io_op *op)
+/* The last cluster may be cut short by the end of the image. */
+static bool whole_clusters(const struct io_op *op)
+{
+    struct blk_info info;
+    struct blk_error e = { 0 };
+    uint64_t end = op->a.offset + op->a.length, mask = 0;
+
+    if (!blk_get_info(op->sh->node, &info, &e)) {
+        mask = info.cluster_size ? info.cluster_size - 1 : 0;
+        blk_info_free(&info);
+    }
+    return !(op->a.offset & mask) && (!(end & mask) || end == blk_size(op->sh->node));
+}
+
+/* As in QEMU: no part of a cluster is written compressed to a qcow2 image, nothing over what
+ * it has already, and nothing to a data file. */
+static int check_compressed(const struct io_op *op)
 {
     const struct io_args *a = &op->a;
     struct blk_status st;
     int err = 0;
 
+    if (strcmp(blk_format_name(op->sh->node), "qcow2"))
+        return 0;
     if (blk_data_file(op->sh->node))
         return -ENOTSUP;
+    if (!whole_clusters(op))
+        return -EINVAL;
     for (uint64_t at = 0; !err && at < a->length; at += st.length) {
         err = co_status(op->sh->node, a->offset + at, a->length - at, &st);
-        if (!err && st.flags & (BLK_ST_OFFSET | BLK_ST_COMPRESSED) &&
-            strcmp(blk_format_name(op->sh->node), "raw"))
+        if (!err && st.flags & (BLK_ST_OFFSET | BLK_ST_COMPRESSED))
             err = -EIO;
     }
     return err;
@@ -64,7 +82,7 @@ static int run_fiber(void *arg)
         return co_readv(op->sh->node, a->offset, a->iov, a->iovcnt, a->length);
     case BLK_WRITE:
         if (op->flags & BLK_REQ_COMPRESSED)
-            err = check_unallocated(op);
+            err = check_compressed(op);
         return err ? err : co_writev(op->sh->node, a->offset, a->iov, a->iovcnt, a->length,
                                      op->flags);
     case BLK_WRITE_ZEROES:

@@ -24,17 +24,41 @@ static int zero_tail(struct qcow2 *q, uint64_t tail, uint64_t len)
     return err;
 }
 
+/* The last cluster so far, used from guest up to from, has its own host cluster, or gets one like
+ * the others; or it is rewritten: encrypted with zeros behind, else what it holds. */
+static int take_last(struct qcow2 *q, uint64_t guest, uint64_t from, uint64_t end)
+{
+    struct qcow2_slice *s;
+    int err = from > guest ? qcow2_l2_write(q, guest, &s) : 0;
+
+    if (err || from == guest) {
+        return err;
+    }
+    uint64_t entry = qcow2_entry_get(q, s->word, qcow2_entry_index(q, guest));
+    qcow2_slice_put(s);
+    if (q->crypt) {
+        return qcow2_write_zeros(q, from, end);
+    }
+    if (entry & QCOW2_COPIED || (q->wide && !(entry & (QCOW2_COMPRESSED | QCOW2_OFFSET_MASK)))) {
+        return 0;
+    }
+    uint8_t *buf = blk_buf_alloc(from - guest);
+    err = buf ? co_read(q->n, guest, buf, from - guest) : -ENOMEM;
+    err = err ? err : co_write(q->n, guest, buf, from - guest, 0);
+    blk_buf_free(buf);
+    return err;
+}
+
 static int prealloc_mapped(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
                            struct blk_error *e)
 {
-    uint64_t host_end, tail, first = blk_align_up(from, q->cluster_size);
-    /* The last cluster so far may hold something: written to as usual. */
-    int err = first > from ? qcow2_write_zeros(q, from, BLK_MIN(first, to)) : 0;
+    uint64_t host_end, tail, first = blk_align_down(from, q->cluster_size);
+    int err = take_last(q, first, from, BLK_MIN(to, first + q->cluster_size));
 
     err = err ? err : qcow2_map_range(q, first, to, &host_end, &tail);
     if (!err && tail) {
         uint64_t used = blk_align_up(tail, q->sub_size);
-        if (!q->crypt && !qcow2_external(q)) {
+        if (!q->crypt) {
             err = zero_tail(q, tail, used - tail);
         }
         if (host_end == blk_align_up(tail, q->cluster_size)) {
@@ -50,8 +74,9 @@ static int prealloc_mapped(struct qcow2 *q, uint64_t from, uint64_t to, enum blk
     return err;
 }
 
-/* Guest clusters from `guest` on lie at host from now on. */
-static int link_run(struct qcow2 *q, uint64_t guest, uint64_t host, uint64_t clusters)
+/* Guest clusters from `guest` on lie at host from now on.  Over a longer backing file all
+ * subclusters count as written: they are zeros, as new space in a file is. */
+static int link_run(struct qcow2 *q, uint64_t guest, uint64_t host, uint64_t clusters, bool over)
 {
     int err = 0;
 
@@ -62,8 +87,10 @@ static int link_run(struct qcow2 *q, uint64_t guest, uint64_t host, uint64_t clu
 
         err = qcow2_l2_write(q, guest, &s);
         for (uint64_t k = 0; !err && k < now; k++) {
-            qcow2_free_entry_later(q, qcow2_entry_get(q, s->word, i + (unsigned)k));
-            qcow2_bitmap_put(q, s->word, i + (unsigned)k, 0);
+            uint64_t old = qcow2_entry_get(q, s->word, i + (unsigned)k);
+            uint64_t map = old & QCOW2_COMPRESSED ? UINT32_MAX : qcow2_bitmap_get(q, s->word, i + (unsigned)k);
+            qcow2_free_entry_later(q, old);
+            qcow2_bitmap_put(q, s->word, i + (unsigned)k, over ? UINT32_MAX : map);
             qcow2_entry_put(q, s->word, i + (unsigned)k,
                             (host + (k << q->h.cluster_bits)) | QCOW2_COPIED);
         }
@@ -113,15 +140,20 @@ static int prealloc_area(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_p
         qcow2_settle(q);
         return err;
     }
-    return link_run(q, first, host, n);
+    return link_run(q, first, host, n, q->n->backing && q->n->backing->size > from);
+}
+
+/* Encrypted zeros are written. */
+bool qcow2_preallocates_area(const struct qcow2 *q, enum blk_prealloc p)
+{
+    return (p == BLK_PREALLOC_FALLOC || p == BLK_PREALLOC_FULL) && !qcow2_external(q) && !q->crypt &&
+           q->file->can_grow;
 }
 
 int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
                       struct blk_error *e)
 {
-    /* Encrypted zeros are written; subclusters of the last cluster stay where they are. */
-    bool area = p != BLK_PREALLOC_METADATA && !qcow2_external(q) && !q->crypt &&
-                (!q->wide || !(from & (q->cluster_size - 1))) && q->file->can_grow;
+    bool area = qcow2_preallocates_area(q, p);
     int err = area ? prealloc_area(q, from, to, p, e) : prealloc_mapped(q, from, to, p, e);
 
     return err ? blk_err_errno(e, -err, "Could not preallocate clusters") : 0;

@@ -578,6 +578,8 @@ int qcow2_zero_part(struct blk_node *n, uint64_t off, uint64_t len, unsigned fla
  * bytes, 0 if that was mapped before. Fiber. */
 int qcow2_map_range(struct qcow2 *q, uint64_t from, uint64_t to, uint64_t *host_end,
                     uint64_t *tail);
+/* Are falloc and full one run of zeros behind everything, so that none need be written? */
+bool qcow2_preallocates_area(const struct qcow2 *q, enum blk_prealloc p);
 /* Map what is new of an image that grew from `from` to `to` bytes (preallocation). The image is
  * clean. Fiber. */
 int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,

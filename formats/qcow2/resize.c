@@ -215,12 +215,27 @@ static int keep_table(struct qcow2 *q, uint64_t first, uint64_t old)
     return err;
 }
 
+/* What is cut off of the last cluster must not come back with a later growth.  What is not in
+ * this image cannot: growth writes zeros over a longer backing file. */
+static int zero_tail(struct qcow2 *q, uint64_t size)
+{
+    uint64_t end = BLK_MIN(blk_align_up(size, q->cluster_size), q->n->size);
+    struct blk_status st;
+    int err = 0;
+
+    for (uint64_t at = size; !err && at < end; at += st.length) {
+        err = co_status(q->n, at, end - at, &st);
+        if (!err && st.flags & BLK_ST_ALLOCATED && !(st.flags & BLK_ST_ZERO)) {
+            err = co_write_zeroes(q->n, at, st.length, 0);
+        }
+    }
+    return err;
+}
+
 static int shrink(struct qcow2 *q, uint64_t size)
 {
     uint64_t old = q->h.size;
-    uint64_t tail = BLK_MIN(blk_align_up(size, q->cluster_size), q->n->size) - size;
-    /* What is cut off of the last cluster must not come back with a later growth. */
-    int err = tail ? co_write_zeroes(q->n, size, tail, 0) : 0;
+    int err = zero_tail(q, size);
 
     err = err ? err : keep_table(q, blk_align_up(size, q->cluster_size), old);
     err = err ? err : qcow2_settle(q);
@@ -279,24 +294,24 @@ static int grow(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_
         return blk_err_errno(e, -err, "Failed to grow the L1 table");
     }
     q->n->size = size;
-    if (b && b->size > old) {
+    if (p == BLK_PREALLOC_OFF && q->h.autoclear & QCOW2_AUTO_RAW) {
+        p = BLK_PREALLOC_METADATA;      /* all of a raw data file counts */
+    }
+    err = qcow2_settle(q);                      /* where the old L1 table was is free */
+    if (!err && p != BLK_PREALLOC_OFF) {
+        err = qcow2_preallocate(q, old, size, p, e);
+    } else if (!err && qcow2_external(q)) {
+        err = qcow2_data_resize(q, size, p, e);
+    }
+    if (!err && b && b->size > old && !qcow2_preallocates_area(q, p)) {
         /* What the longer backing file holds there was never part of this image.  Version 2
          * can only write zeros over it, where QEMU refuses. */
         uint64_t whole = BLK_MIN(blk_align_up(old, q->sub_size), size);
         uint64_t end = q->h.version < 3 ? BLK_MIN(size, b->size) : size;
         err = whole > old ? qcow2_write_zeros(q, old, whole) : 0;
         if (!err && end > whole) {
-            err = co_write_zeroes(q->n, whole, end - whole, BLK_REQ_MAY_UNMAP | BLK_REQ_EXPLICIT);
+            err = co_write_zeroes(q->n, whole, end - whole, BLK_REQ_EXPLICIT);
         }
-    }
-    if (!err && p == BLK_PREALLOC_OFF && q->h.autoclear & QCOW2_AUTO_RAW) {
-        p = BLK_PREALLOC_METADATA;      /* all of a raw data file counts */
-    }
-    err = err ? err : qcow2_settle(q);          /* where the old L1 table was is free */
-    if (!err && p != BLK_PREALLOC_OFF) {
-        err = qcow2_preallocate(q, old, size, p, e);
-    } else if (!err && qcow2_external(q)) {
-        err = qcow2_data_resize(q, size, p, e);
     }
     err = err ? err : qcow2_settle(q);
     if (!err) {

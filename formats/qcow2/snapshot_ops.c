@@ -700,12 +700,12 @@ int qcow2_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name
     uint32_t count = q->h.nb_snapshots, i = 0;
     int err = q->corrupt ? -EIO : qcow2_settle(q);
 
+    if (op == BLK_SNAPSHOT_APPLY && q->bm.first) {
+        return blk_err(e, EBUSY, "Device has active dirty bitmaps");
+    }
     if (qcow2_external(q) && op != BLK_SNAPSHOT_DELETE) {
         return blk_err(e, ENOTSUP, "%s%s", op == BLK_SNAPSHOT_APPLY ? "Failed to load snapshot: "
                        : "", strerror(ENOTSUP));
-    }
-    if (op == BLK_SNAPSHOT_APPLY && q->bm.first) {
-        return blk_err(e, EBUSY, "Device has active dirty bitmaps");
     }
     err = err ? err : table_read(q, &t, e);
     if (err) {

@@ -194,7 +194,8 @@ static void alloc_span(struct alloc *a, uint64_t off, uint64_t len)
     }
 }
 
-/* Old content of subclusters alike of one cluster into buf; *zero when it is all zeros. */
+/* Old content of subclusters alike of one cluster into buf; *zero when it is all zeros and, as
+ * QEMU has it, none of it lies beyond the end of the image. */
 static int cow_read_run(struct alloc *a, uint64_t cluster, uint64_t in, uint64_t len,
                         enum qcow2_type type, uint8_t *buf, bool *zero)
 {
@@ -218,7 +219,7 @@ static int cow_read_run(struct alloc *a, uint64_t cluster, uint64_t in, uint64_t
             memset(buf + have, 0, len - have);
             iov.iov_len = have;
             err = co_read_backing(q->n, guest, &iov, 1, have);
-            *zero = !err && blk_is_zero(buf, len);
+            *zero = !err && have == len && blk_is_zero(buf, len);
             return err;
         }
         break;
@@ -226,7 +227,7 @@ static int cow_read_run(struct alloc *a, uint64_t cluster, uint64_t in, uint64_t
         break;
     }
     memset(buf, 0, len);
-    *zero = true;
+    *zero = have == len;
     return 0;
 }
 
