@@ -83,14 +83,17 @@ void blk_opts_free(struct blk_opts *o);                    /* NULL is fine */
 void blk_opts_set(struct blk_opts *o, const char *key, const char *value);
 void blk_opts_setf(struct blk_opts *o, const char *key, const char *fmt, ...) BLK_PRINTF(3, 4);
 void blk_opts_del(struct blk_opts *o, const char *key);
-/* "k=v,k2=v2": ",," is a comma, "flag" alone means flag=on, "noflag" is not
- * special.  implied: key for a first word without "=", or NULL. */
+/* "k=v,k2=v2": ",," is a comma, "flag" alone means flag=on, "noflag" flag=off.
+ * implied: key for a first word without "=", or NULL. */
 int blk_opts_parse(struct blk_opts *o, const char *text, const char *implied,
                    struct blk_error *e);
 /* The same for options of images on command lines, which QEMU takes as it always did: "flag"
  * and "noflag" with a warning on stderr, and keys of no letters. */
 int blk_opts_parse_loose(struct blk_opts *o, const char *text, const char *implied,
                          struct blk_error *e);
+/* The same for objects: no flags, and keys are parts of letters, digits, '-' and '_'. */
+int blk_opts_parse_keyval(struct blk_opts *o, const char *text, const char *implied,
+                          struct blk_error *e);
 int blk_opts_parse_json(struct blk_opts *o, const char *json, struct blk_error *e);
 /* Value or NULL; owned by o, valid until the key changes. */
 const char *blk_opts_get(struct blk_opts *o, const char *key);

@@ -228,7 +228,7 @@ int blk_object_add(const char *text, struct blk_error *e)
 {
     struct blk_opts *o = blk_opts_new();
     int r = *text == '{' ? blk_opts_parse_json(o, text, e)
-                         : blk_opts_parse(o, text, "qom-type", e);
+                         : blk_opts_parse_keyval(o, text, "qom-type", e);
     const char *data;
 
     r = r ? r : object_add(o, e);

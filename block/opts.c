@@ -10,6 +10,7 @@
  */
 #include "block/opts.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -207,7 +208,7 @@ static char *list_value(const char **s)
 }
 
 /* A word without "=": WORD=on, or without a "no" in front =off. */
-static void loose_flag(char **key, char **value)
+static void flag(char **key, char **value, bool warn)
 {
     bool off = !strncmp(*key, "no", 2);
 
@@ -216,13 +217,43 @@ static void loose_flag(char **key, char **value)
         free(*value);
         *value = must(strdup("off"));
     }
-    fprintf(stderr, "%s: warning: short-form boolean option '%s%s' deprecated\n"
-            "Please use %s=%s instead\n", blk_program, off ? "no" : "", *key, *key, *value);
+    if (warn) {
+        fprintf(stderr, "%s: warning: short-form boolean option '%s%s' deprecated\n"
+                "Please use %s=%s instead\n", blk_program, off ? "no" : "", *key, *key, *value);
+    }
 }
 
-static int opts_parse(struct blk_opts *o, const char *text, const char *implied, bool loose,
-                      struct blk_error *e)
+/* Parts of letters, digits, '-' and '_' that begin with a letter; a number but in front. */
+static bool is_key_name(const char *key)
 {
+    static const char digits[] = "0123456789";
+
+    for (const char *p = key;; p++) {
+        size_t n = p > key ? strspn(p, digits) : 0;
+
+        if (!n && ((*p | 0x20) < 'a' || (*p | 0x20) > 'z')) {
+            return false;
+        }
+        while (!n && (isalnum((unsigned char)*p) || *p == '-' || *p == '_')) {
+            p++;
+        }
+        p += n;
+        if (*p != '.') {
+            return !*p;
+        }
+    }
+}
+
+enum opts_kind {
+    OPTS_LIST,                          /* as "-o" */
+    OPTS_LOOSE,                         /* as "--image-opts": words are warned of */
+    OPTS_KEYVAL,                        /* as "--object": no words, and names are checked */
+};
+
+static int opts_parse(struct blk_opts *o, const char *text, const char *implied,
+                      enum opts_kind kind, struct blk_error *e)
+{
+    bool loose = kind == OPTS_LOOSE;
     const char *p = text;
     for (size_t count = 0; *p; count++) {
         if (count == OPTS_MAX)
@@ -236,18 +267,19 @@ static int opts_parse(struct blk_opts *o, const char *text, const char *implied,
         } else if (p == text && implied) {
             key = must(strdup(implied));
             value = list_value(&p);
+        } else if (kind == OPTS_KEYVAL && len) {
+            return blk_err(e, EINVAL, "Expected '=' after parameter '%.*s'", (int)len, p);
         } else {
             key = must(strndup(p, len));
             value = must(strdup("on"));
             p += p[len] ? len + 1 : len;
-            if (loose) {
-                loose_flag(&key, &value);
-            }
+            flag(&key, &value, loose);
         }
-        if (!*key && !loose) {
+        if ((!*key && !loose) || (kind == OPTS_KEYVAL && !is_key_name(key))) {
+            int r = blk_err(e, EINVAL, "Invalid parameter '%s'", key);
             free(key);
             free(value);
-            return blk_err(e, EINVAL, "Invalid parameter ''");
+            return r;
         }
         opts_put(o, key, value);
     }
@@ -256,11 +288,17 @@ static int opts_parse(struct blk_opts *o, const char *text, const char *implied,
 
 int blk_opts_parse(struct blk_opts *o, const char *text, const char *implied, struct blk_error *e)
 {
-    return opts_parse(o, text, implied, false, e);
+    return opts_parse(o, text, implied, OPTS_LIST, e);
+}
+
+int blk_opts_parse_keyval(struct blk_opts *o, const char *text, const char *implied,
+                          struct blk_error *e)
+{
+    return opts_parse(o, text, implied, OPTS_KEYVAL, e);
 }
 
 int blk_opts_parse_loose(struct blk_opts *o, const char *text, const char *implied,
                          struct blk_error *e)
 {
-    return opts_parse(o, text, implied, true, e);
+    return opts_parse(o, text, implied, OPTS_LOOSE, e);
 }

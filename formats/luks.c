@@ -66,12 +66,15 @@ static void luks_free(struct luks *s)
 static int luks_open_node(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 {
     struct luks *s = calloc(1, sizeof(*s));
-    const char *secret = blk_opts_get(o, "key-secret");
+    const char *secret = blk_opts_get(o, "key-secret"), *password;
 
     if (!s) {
         return blk_err(e, ENOMEM, "Cannot allocate memory");
     }
     int err = open_place(n, s, o, e);
+    if (!err && !(n->oflags & BLK_O_NO_IO)) {
+        err = luks_password(secret, "", &password, e);      /* as in QEMU the first to be missed */
+    }
     err = err ? err : luks_header_read(&s->place, &s->h, e);
     s->payload = (uint64_t)s->h.payload_sector * CRYPTO_SECTOR;
     err = err ? err : set_size(n, s, e);

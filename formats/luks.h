@@ -78,8 +78,11 @@ int luks_slot_erase(const struct luks_place *at, struct luks_header *h, unsigned
 /* How often to iterate for out_len bytes to take ms milliseconds here. */
 int luks_count_iterations(const char *hash, size_t out_len, uint64_t ms, uint64_t *out,
                           struct blk_error *e);
-/* The payload's cipher by the password of a secret.  prefix: of option names in
- * messages ("encrypt.").  secret NULL is an error. */
+/* The password that the secret of this name is (borrowed).  prefix: of option names in messages
+ * ("encrypt.").  secret NULL is an error. */
+int luks_password(const char *secret, const char *prefix, const char **password,
+                  struct blk_error *e);
+/* The payload's cipher by that password. */
 int luks_open(const struct luks_place *at, const struct luks_header *h, const char *secret,
               const char *prefix, struct crypto_sectors **out, struct blk_error *e);
 

@@ -213,17 +213,20 @@ int luks_unlock(const struct luks_place *at, const struct luks_header *h, const 
     return blk_err(e, EINVAL, "Invalid password, cannot unlock any keyslot");
 }
 
+int luks_password(const char *secret, const char *prefix, const char **password,
+                  struct blk_error *e)
+{
+    return secret ? blk_secret_get_text(secret, password, e)
+                  : blk_err(e, EINVAL, "Parameter '%skey-secret' is required for cipher", prefix);
+}
+
 int luks_open(const struct luks_place *at, const struct luks_header *h, const char *secret,
               const char *prefix, struct crypto_sectors **out, struct blk_error *e)
 {
     uint8_t key[CRYPTO_KEY_MAX];
     const char *password;
-    int err;
+    int err = luks_password(secret, prefix, &password, e);
 
-    if (!secret) {
-        return blk_err(e, EINVAL, "Parameter '%skey-secret' is required for cipher", prefix);
-    }
-    err = blk_secret_get_text(secret, &password, e);
     err = err ? err : luks_unlock(at, h, password, key, e);
     err = err ? err : crypto_sectors_new(&h->how, key, out, e);
     crypto_wipe(key, sizeof(key));

@@ -142,10 +142,11 @@ static int read_footer(struct blk_node *n, struct vpc *v, struct blk_error *e)
         return 0;
     }
     v->fixed = true;
-    if (file->size < VF_BYTES) {
+    if (!file->size) {
         return blk_err(e, EINVAL, "File too small for a VHD header");
     }
-    err = co_read(file, file->size - VF_BYTES, v->footer, VF_BYTES);
+    /* Old programs left the footer's last byte out: the last sector, whole or not. */
+    err = co_read(file, (file->size - 1) & ~(VF_BYTES - 1ull), v->footer, VF_BYTES);
     if (err) {
         return blk_err_errno(e, -err, "Unable to read VHD footer");
     }
@@ -236,7 +237,7 @@ static int take_size(struct blk_node *n, const struct vpc *v, enum size_calc cal
         return blk_err(e, EFBIG, "%s", strerror(EFBIG));
     }
     n->size = sectors * 512;
-    if (v->fixed && n->size > n->file->size - VF_BYTES) {
+    if (v->fixed && n->size > ((n->file->size - 1) & ~(VF_BYTES - 1ull))) {
         return blk_err(e, EINVAL, "Disk size %llu does not fit into the file",
                        (unsigned long long)n->size);
     }

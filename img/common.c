@@ -253,13 +253,14 @@ int img_add_options(char **all, const char *more)
 bool img_options_want_help(const char *options)
 {
     for (const char *p = options; p && *p; ) {
-        size_t len = 0;
+        size_t len = strcspn(p, "=,");
 
-        while (p[len] && (p[len] != ',' || p[len + 1] == ',')) {
-            len += p[len] == ',' ? 2 : 1;
-        }
-        if ((len == 4 && !memcmp(p, "help", 4)) || (len == 1 && *p == '?')) {
+        if (p[len] != '=' && ((len == 4 && !memcmp(p, "help", 4)) || (len == 1 && *p == '?'))) {
             return true;
+        }
+        /* Only a value may have commas in it. */
+        while (p[len] && (p[len] != ',' || (p[len + 1] == ',' && memchr(p, '=', len)))) {
+            len += p[len] == ',' ? 2 : 1;
         }
         p += len + (p[len] == ',');
     }

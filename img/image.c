@@ -135,7 +135,7 @@ int img_check_snapshot(const char *text)
         return 0;
     }
     o = blk_opts_new();
-    if (blk_opts_parse(o, text, NULL, &e) == 0) {
+    if (blk_opts_parse_loose(o, text, NULL, &e) == 0) {
         blk_opts_get(o, "snapshot.id");
         blk_opts_get(o, "snapshot.name");
         if ((key = blk_opts_unused(o))) {

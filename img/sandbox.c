@@ -52,6 +52,7 @@ struct place {
     const char *file;           /* the first one named, NULL: none */
     unsigned files;
     bool local;
+    bool writable;              /* "read-only=off" */
 };
 
 static void look_at_options(const struct blk_opts *o, struct place *p)
@@ -65,6 +66,9 @@ static void look_at_options(const struct blk_opts *o, struct place *p)
             p->local = p->local && is_local_name(value);
             p->file = p->file ? p->file : value;
             p->files++;
+        } else if (is_key(key, "read-only")) {
+            p->writable |= !strcmp(value, "off") || !strcmp(value, "false") ||
+                           !strcmp(value, "no") || !strcmp(value, "n");
         } else if (is_key(key, "backing") || is_key(key, "file")) {
             p->local = false;           /* not what these usually say */
         }
@@ -121,7 +125,7 @@ static void raise_walls(const struct sandbox *s, const struct img_image *im,
 {
     struct walls w = {
         .file = p->file + (strncmp(p->file, "file:", 5) ? 0 : 5),
-        .writable = s->writable, .cpu_seconds = s->cpu_seconds,
+        .writable = s->writable || p->writable, .cpu_seconds = s->cpu_seconds,
     };
     struct stat st = { 0 };
     uint64_t bytes = stat(w.file, &st) ? 0 : (uint64_t)st.st_blocks * 512;

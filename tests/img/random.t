@@ -273,6 +273,7 @@ class Story:
 
     def do_rebase(self):
         to = self.r.choice(["", *self.backing, *self.backing, "other"])
+        self.loose.add("top")   # `zeros`
         words = ["rebase", *["-u"] * self.some(.2), *["-c"] * self.some(.15), "-b", to]
         self.lines.append(["qemu-img", *words, *(["-F", "raw" if to == "other" else self.format_of(to)] if to and self.some(.9) else []), "top"])
 

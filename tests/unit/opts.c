@@ -61,9 +61,25 @@ static void lists_parse_as_in_qemu(void **state)
     parses("a,,b,x=1", "id", "id=a,b;x=1;");
     parses("a=b=c", NULL, "a=b=c;");
     parses("a=1,", NULL, "a=1;");
-    parses("nofoo", NULL, "nofoo=on;");
+    parses("nofoo", NULL, "foo=off;");
     parses("a=,b=2", NULL, "a=;b=2;");
     parses("a=,,,b=2", NULL, "a=,;b=2;");
+}
+
+static void objects_have_no_flags(void **state)
+{
+    static const char *const bad[][2] = {
+        { "secret,flag", "Expected '=' after parameter 'flag'" },
+        { "secret,1a=2", "Invalid parameter '1a'" }, { "secret,a..b=2", "Invalid parameter 'a..b'" },
+        { "secret,a.=2", "Invalid parameter 'a.'" }, { "secret,=2", "Invalid parameter ''" },
+        { "secret,a b=2", "Invalid parameter 'a b'" },
+    };
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(bad); i++) {
+        blk_error_clear(&e);
+        assert_int_equal(blk_opts_parse_keyval(o, bad[i][0], "type", &e), -EINVAL);
+        assert_string_equal(e.text, bad[i][1]);
+    }
+    assert_int_equal(blk_opts_parse_keyval(o, "secret,a.0.b-c_d=2", "type", &e), 0);
 }
 
 static void empty_names_are_refused(void **state)
@@ -317,6 +333,7 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
+        T(lists_parse_as_in_qemu), T(objects_have_no_flags),
         T(lists_parse_as_in_qemu), T(empty_names_are_refused),
         T(a_million_options_are_refused_fast), T(edits_keep_order), T(gets_mark_has_does_not),
         T(take_moves_a_subtree), T(json_flattens), T(bad_json_is_refused),
