@@ -362,4 +362,8 @@ static inline void put_le64(void *p, uint64_t v) { __builtin_memcpy(p, &v, 8); }
 static inline uint64_t blk_align_down(uint64_t v, uint64_t a) { return v & ~(a - 1); }
 static inline uint64_t blk_align_up(uint64_t v, uint64_t a) { return (v + a - 1) & ~(a - 1); }
 
+/* A signal that would end the process, of which the error that comes with it tells as well
+ * (SIGPIPE, SIGXFSZ), is ignored unless the program has its own way with it. */
+void blk_survive(int sig);
+
 #endif

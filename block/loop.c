@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -25,6 +26,14 @@ uint64_t blk_now_ns(void)
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+void blk_survive(int sig)
+{
+    struct sigaction sa;
+
+    if (sigaction(sig, NULL, &sa) == 0 && sa.sa_handler == SIG_DFL)
+        signal(sig, SIG_IGN);
 }
 
 struct blk_loop *blk_loop_new(struct blk_error *e)

@@ -169,10 +169,6 @@ static int bitmap_main(int argc, char **argv)
                   "or --merge");
         return 1;
     }
-    if (optind != argc - 2) {
-        img_error("Expecting filename and bitmap name");
-        return 1;
-    }
     if (b.granularity && !b.add) {
         img_error("granularity only supported with --add");
         return 1;
@@ -183,6 +179,10 @@ static int bitmap_main(int argc, char **argv)
     }
     if (b.source.filename && !b.merge) {
         img_error("Merge bitmap source file only supported with --merge");
+        return 1;
+    }
+    if (optind != argc - 2) {
+        img_error("Expecting filename and bitmap name");
         return 1;
     }
     b.image.filename = argv[optind];

@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <jansson.h>
 #include <linux/fs.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -250,6 +251,7 @@ static int file_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e
 
     if (!path)
         return -EINVAL;
+    blk_survive(SIGXFSZ);
     f = calloc(1, sizeof(*f));
     if (!f)
         return blk_err_errno(e, ENOMEM, "Could not open '%s'", path);

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -407,6 +408,7 @@ int file_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
     ret = ops_parse_create(o, &c, e);
     if (ret < 0)
         return ret;
+    blk_survive(SIGXFSZ);
     fd = ops_create_fd(path, &st, e);
     if (fd < 0)
         return fd;

@@ -188,15 +188,6 @@ static void iscsi_set_limits(struct blk_node *n, struct iscsi_lun *lun)
     n->can_fua = lun->dpofua ? BLK_CAP_NATIVE : BLK_CAP_EMULATED;
 }
 
-/* libiscsi writes to sockets that may be closed, as qemu-img lets it. */
-static void iscsi_no_sigpipe(void)
-{
-    struct sigaction sa;
-
-    if (sigaction(SIGPIPE, NULL, &sa) == 0 && sa.sa_handler == SIG_DFL)
-        signal(SIGPIPE, SIG_IGN);
-}
-
 static int iscsi_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 {
     struct iscsi_lun *lun = iscsi_lun_new(n->loop);
@@ -208,7 +199,7 @@ static int iscsi_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
     ret = ret ? ret : blk_net_init(&lun->net, o, n->shown, e);
     if (ret < 0)
         goto fail;
-    iscsi_no_sigpipe();
+    blk_survive(SIGPIPE);       /* libiscsi writes to sockets that may be closed */
     blk_hook_add(lun->loop, &lun->hook);
     blk_timer_set(lun->loop, &lun->timer, blk_now_ns() + ISCSI_TICK_NS);
     ret = iscsi_open_sessions(lun, e);

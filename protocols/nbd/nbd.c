@@ -253,22 +253,13 @@ static int disk_connect(struct nbdc_disk *d, struct blk_error *e)
     return r ? disk_connect_error(d, r, e) : disk_learn(d, e);
 }
 
-/* libnbd writes to sockets that may be closed. */
-static void no_sigpipe(void)
-{
-    struct sigaction sa;
-
-    if (sigaction(SIGPIPE, NULL, &sa) == 0 && sa.sa_handler == SIG_DFL)
-        signal(SIGPIPE, SIG_IGN);
-}
-
 static int nbdc_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 {
     struct nbdc_disk *d = disk_new(n->loop);
 
     if (!d)
         return blk_err_errno(e, ENOMEM, "no memory for the connection");
-    no_sigpipe();
+    blk_survive(SIGPIPE);       /* libnbd writes to sockets that may be closed */
     int r = nbdc_config_get(&d->cfg, o, e);
     if (!r && !(d->cfg.tls && blk_opts_has(o, "filename")))
         (void)blk_node_rename(n, nbdc_config_url(&d->cfg));      /* as QEMU prints it */
