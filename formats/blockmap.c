@@ -403,6 +403,53 @@ static int write_fiber(struct blk_req *req)
     return err || m->dirty_bytes <= m->cache / 2 ? err : blockmap_flush(m);
 }
 
+/* ---- compressed writes ------------------------------------------------------------------------- */
+
+/* One block, whatever it was before; a new place for it, as its old one may be read. */
+static int write_special(struct blockmap *m, uint64_t block, const uint8_t *buf)
+{
+    struct bm_busy busy = { block, block + 1, NULL };
+    struct bm_page *p;
+    uint64_t v = BM_ABSENT, host, old;
+    bool fresh;
+
+    busy_enter(m, &busy);
+    int err = bm_page_make(m, block);
+    err = err ? err : m->ops->write_special(m, buf, &v);
+    if (!err && v == BM_ABSENT) {
+        err = bm_reserve(m, 1, &host, &fresh) ? co_write(m->file, host, buf, m->block_size, 0)
+                                              : -ENOSPC;
+        v = host;
+    }
+    err = err ? err : bm_page_get(m, block, &p);
+    if (!err) {
+        old = bm_value(m, p, block);
+        err = bm_is_data(old) ? bm_free_later(m, old) : 0;
+        bm_page_set(m, p, block, v);
+    }
+    busy_leave(m, &busy);
+    return err;
+}
+
+/* Whole blocks; the last one may be cut short by the end of the node. */
+static int special_fiber(struct blk_req *req)
+{
+    struct blockmap *m = bm_of(req);
+    uint64_t end = req->offset + req->length, size = m->block_size;
+    bool whole = !bm_in_block(m, req->offset) && (!bm_in_block(m, end) || end == m->n->size);
+    uint8_t *buf = blk_buf_alloc(size);
+    int err = !whole ? -EINVAL : buf ? 0 : -ENOMEM;
+
+    for (uint64_t pos = 0; !err && pos < req->length; pos += size) {
+        uint64_t now = BLK_MIN(size, req->length - pos);
+        blk_iov_to_buf(req->iov, req->iovcnt, pos, buf, now);
+        memset(buf + now, 0, size - now);
+        err = write_special(m, bm_block(m, req->offset + pos), buf);
+    }
+    blk_buf_free(buf);
+    return err || m->dirty_bytes <= m->cache / 2 ? err : blockmap_flush(m);
+}
+
 /* ---- zeroes and discards ---------------------------------------------------------------------------- */
 
 /* Give whole blocks [first, end) of one page the value v. */
@@ -479,7 +526,9 @@ void blockmap_submit(struct blockmap *m, struct blk_req *req)
         }
         break;
     case BLK_WRITE:
-        if (!fast_write(m, req)) {
+        if (req->flags & BLK_REQ_COMPRESSED) {
+            blk_req_fiber(req, special_fiber);
+        } else if (!fast_write(m, req)) {
             blk_req_fiber(req, write_fiber);
         }
         break;

@@ -61,7 +61,8 @@ struct blockmap_ops {
     /* What raw (entry_size bytes as on disk) means; must not wait. Offsets outside of
      * [data_start, data_end - block_size] are made BM_BAD by the caller. */
     uint64_t (*decode)(const struct blockmap *m, const uint8_t *raw);
-    /* Change raw, which holds the old entry, to mean v (data, BM_ZERO or BM_ABSENT). */
+    /* Change raw, which holds the old entry, to mean v (data, BM_ZERO or BM_ABSENT; what
+     * write_special() made). */
     void (*encode)(const struct blockmap *m, uint64_t v, uint8_t *raw);
 
     /* ---- all below may be NULL ------------------------------------------------ */
@@ -79,6 +80,9 @@ struct blockmap_ops {
     /* Fiber.  Read len bytes from in of a special block to pos of iov. */
     int (*read_special)(struct blockmap *m, uint64_t block, uint64_t v, uint64_t in,
                         const struct iovec *iov, int cnt, uint64_t pos, uint64_t len);
+    /* Fiber.  Write a block's worth of data (buf) compressed and say with what value it is
+     * found; BM_ABSENT: written plainly it takes no more space. */
+    int (*write_special)(struct blockmap *m, const uint8_t *buf, uint64_t *v);
     /* Fiber.  Block's data will be at host: write what belongs with it (a sector
      * bitmap in the lead).  Before the entry points there. */
     int (*prepare)(struct blockmap *m, uint64_t block, uint64_t host);

@@ -28,6 +28,7 @@ struct qcow {
     unsigned cluster_bits, l2_bits;
     uint64_t l1_offset, l1_size;
     uint64_t *l1;                   /* host order */
+    uint64_t packed;                /* behind the compressed cluster written last, 0: none */
     uint8_t *inflated;              /* one cluster, of the entry below */
     uint64_t inflated_entry;        /* 0: none */
 };
@@ -59,7 +60,7 @@ static uint64_t qcow_decode(const struct blockmap *m, const uint8_t *raw)
 
 static void qcow_encode(const struct blockmap *m, uint64_t v, uint8_t *raw)
 {
-    put_be64(raw, bm_is_data(v) ? v : 0);
+    put_be64(raw, bm_is_data(v) || bm_is_special(v) ? v : 0);
 }
 
 static uint64_t qcow_page_at(const struct blockmap *m, uint64_t i)
@@ -141,12 +142,63 @@ static int qcow_read_special(struct blockmap *m, uint64_t block, uint64_t v, uin
     return 0;
 }
 
+struct deflating {
+    const uint8_t *in;
+    uint8_t *out;                   /* as long */
+    size_t len, out_len;            /* out_len 0: does not get shorter */
+    int err;
+};
+
+/* A window of 4 KiB, as QEMU has it: other readers may know no larger one. */
+static void deflate_run(void *arg)
+{
+    struct deflating *d = arg;
+    z_stream z = { .next_in = (uint8_t *)(uintptr_t)d->in, .avail_in = (uInt)d->len,
+                   .next_out = d->out, .avail_out = (uInt)d->len - 1 };
+
+    if (deflateInit2(&z, Z_DEFAULT_COMPRESSION, Z_DEFLATED, -12, 9, Z_DEFAULT_STRATEGY) != Z_OK) {
+        d->err = -ENOMEM;
+        return;
+    }
+    d->out_len = deflate(&z, Z_FINISH) == Z_STREAM_END ? z.total_out : 0;
+    deflateEnd(&z);
+}
+
+/* Compressed clusters follow each other in sectors of their own, as long as nothing else
+ * took the space behind. */
+static int qcow_write_special(struct blockmap *m, const uint8_t *buf, uint64_t *v)
+{
+    struct qcow *q = qcow_of(m);
+    unsigned shift = 63 - q->cluster_bits;
+    struct deflating d = { .in = buf, .len = m->block_size, .out = malloc(m->block_size) };
+
+    if (!d.out) {
+        return -ENOMEM;
+    }
+    co_work(deflate_run, &d);
+    int err = d.err;
+    if (!err && d.out_len) {
+        uint64_t at = q->packed && blk_align_up(q->packed, m->block_size) == m->next ? q->packed
+                                                                                       : m->next;
+        if ((at + d.out_len) >> (shift - 1)) {      /* a special value as it is, see decode */
+            err = -EFBIG;
+        }
+        q->packed = blk_align_up(at + d.out_len, 512);
+        m->next = blk_align_up(q->packed, m->block_size);
+        err = err ? err : co_write(m->file, at, d.out, d.out_len, 0);
+        *v = QCOW_DEFLATED | (uint64_t)d.out_len << shift | at;
+    }
+    free(d.out);
+    return err;
+}
+
 static const struct blockmap_ops qcow_map_ops = {
     .decode = qcow_decode,
     .encode = qcow_encode,
     .page_at = qcow_page_at,
     .page_make = qcow_page_make,
     .read_special = qcow_read_special,
+    .write_special = qcow_write_special,
 };
 
 /* ---- open ------------------------------------------------------------------------------------ */
@@ -432,4 +484,5 @@ const struct blk_driver blk_qcow = {
     .status = qcow_status,
     .create_check = qcow_create_check,
     .create = qcow_create,
+    .compresses = true,
 };

@@ -20,7 +20,7 @@ STATES = int(os.environ.get("CRASH_STATES", "8" if SAN else "20"))
 SEED = int(os.environ.get("CRASH_SEED", "20260802"))
 
 CASES = [
-    # name, format, options, size, operations
+    # name, format, options, size, operations, with compressed clusters of so many bytes
     ("vhdx, 1 MiB blocks", "vhdx", "block_size=1M", 12 << 20, 150),
     ("vhdx, 1 MiB blocks not marked as zeros", "vhdx", "block_size=1M,block_state_zero=off",
      12 << 20, 150),
@@ -29,6 +29,7 @@ CASES = [
     ("vdi", "vdi", "static=off", 12 << 20, 150),
     ("vpc", "vpc", "force_size=on", 12 << 20, 150),
     ("qcow", "qcow", "encryption=off", 3 << 20, 200),
+    ("qcow, compressed writes", "qcow", "encryption=off", 3 << 20, 200, 4096),
     ("parallels, 64 KiB clusters", "parallels", "cluster_size=64k", 4 << 20, 200),
 ]
 REPAIRED = ("vhdx", "parallels")        # formats whose check has -r
@@ -59,12 +60,12 @@ def verify(fmt, image, may, before, out, n):
     return seen
 
 
-def run_case(tmp, fmt, options, size, ops):
+def run_case(tmp, fmt, options, size, ops, cluster=0):
     image, log, out = (os.path.join(tmp, x) for x in ("image", "log", "out"))
     must(IMG, "create", "-q", "-f", fmt, "-o", options, image, size)
     with open(image, "rb") as f:
         start = f.read()
-    must(WORKLOAD, SEED, ops, fmt, image, log)
+    must(WORKLOAD, SEED, ops, fmt, image, log, cluster)
     events, rng, before = replay.read_log(log), random.Random(SEED + 1), bytes(size)
     host = replay.Host(events, start)
     for n, point in enumerate(replay.crash_points(rng, events, STATES)):

@@ -143,12 +143,17 @@ def made_alike(fmt, options, size):
 
 
 def deflated():
-    """Compressed clusters and a backing file, which QEMU writes, are read and overwritten."""
-    picture(3 * MIB, 5)
-    run(THEIRS, "convert", "-c", "-f", "raw", "-O", "qcow", "raw", "image")
-    r = run(OURS, "compare", "-f", "raw", "-F", "qcow", "raw", "image")
-    ok(r[0] == 0, "qcow: compressed clusters are read", r)
-    same("qcow: compressed clusters: map", "map", "--output=json", "image")
+    """Compressed clusters, which either writes, are read and overwritten."""
+    for maker, reader in ((OURS, THEIRS), (THEIRS, OURS)):
+        picture(3 * MIB, 5)
+        r = run(maker, "convert", "-c", "-f", "raw", "-O", "qcow", "raw", "image")
+        ok(r[0] == 0 or maker == THEIRS and not r[2], "qcow: compressed clusters are written", r)
+        r = run(reader, "compare", "-f", "raw", "-F", "qcow", "raw", "image")
+        ok(r[0] == 0, "qcow: compressed clusters are read", r)
+        same("qcow: compressed clusters: map", "map", "--output=json", "image")
+    words = [w for at in (0, 64, 1028, 3068) for w in ("-c", "write -c -P 9 %dk 4k" % at)]
+    run(OUR_IO, "-f", "qcow", *words, "image")
+    run(THEIR_IO, "-f", "raw", *[w.replace(" -c", "") for w in words], "raw")
     words = random_writes(7, 3 * MIB)
     run(OUR_IO, "-f", "qcow", *words, "image")
     run(THEIR_IO, "-f", "raw", *words, "raw")
