@@ -114,12 +114,6 @@ int img_set_create_option(struct blk_opts *o, const struct blk_option_desc *desc
 {
     const struct blk_option_desc *d = find_desc(descs, key);
 
-    /* "nofoo" alone is qemu's old spelling of foo=off. */
-    if (!d && !strncmp(key, "no", 2) && !strcmp(value, "on")) {
-        d = find_desc(descs, key + 2);
-        d = d && d->type == BLK_OPT_BOOL ? d : NULL;
-        value = "off";
-    }
     if (!d) {
         return blk_err(e, EINVAL, "Invalid parameter '%s'", key);
     }
