@@ -129,9 +129,6 @@ static int take_compression(struct create *c, struct blk_opts *o, struct blk_err
     if (!v || !strcmp(v, "zlib") || c->measure) {
         return 0;
     }
-    if (strcmp(v, "zstd")) {
-        return blk_err(e, EINVAL, "Parameter 'compression-type' does not accept value '%s'", v);
-    }
     if (c->h.version < 3) {
         return blk_err(e, EINVAL, "Non-zlib compression type is only supported with "
                        "compatibility level 1.1 and above (use version=v3 or greater)");
@@ -153,10 +150,6 @@ static int take_backing(struct create *c, struct blk_opts *o, struct blk_error *
     }
     if (c->backing_fmt && !c->backing) {
         return blk_err(e, EINVAL, "Backing format cannot be used without backing file");
-    }
-    if (c->backing_fmt && !blk_driver_known(c->backing_fmt)) {
-        return blk_err(e, EINVAL, "Parameter 'backing-fmt' does not accept value '%s'",
-                       c->backing_fmt);
     }
     if (c->backing && c->prealloc != BLK_PREALLOC_OFF &&
         !(c->h.incompatible & QCOW2_INC_EXTL2)) {
@@ -258,19 +251,51 @@ static int take_size(struct create *c, struct blk_opts *o, struct blk_error *e)
     return 0;
 }
 
-static int take_options(struct create *c, struct blk_opts *o, bool measure, struct blk_error *e)
+/* In QEMU's order: what is one of a few words is looked at before what it means. */
+static int take_words(struct create *c, struct blk_opts *o, struct blk_error *e)
+{
+    const char *fmt = blk_opts_get(o, "backing_fmt"), *p = blk_opts_get(o, "preallocation");
+    const char *crypt = blk_opts_get(o, "encrypt.format");
+    const char *type = blk_opts_get(o, "compression_type");
+    int err = take_compat(c, o, e);
+
+    if (!err && fmt && !blk_driver_known(fmt)) {
+        err = blk_err(e, EINVAL, "Parameter 'backing-fmt' does not accept value '%s'", fmt);
+    }
+    if (!err && crypt && strcmp(crypt, "luks") && strcmp(crypt, "aes") && strcmp(crypt, "qcow")) {
+        err = blk_err(e, EINVAL, "Parameter 'format' does not accept value '%s'", crypt);
+    }
+    err = err || !p ? err : blk_parse_prealloc(p, &c->prealloc, e);
+    if (!err && type && strcmp(type, "zlib") && strcmp(type, "zstd")) {
+        err = blk_err(e, EINVAL, "Parameter 'compression-type' does not accept value '%s'", type);
+    }
+    err = err ? err : take_cluster_size(c, o, e);
+    err = err ? err : take_backing(c, o, e);
+    return err ? err : take_refcounts(c, o, e);
+}
+
+/* The same for "measure", which has an order of its own. */
+static int take_measured(struct create *c, struct blk_opts *o, struct blk_error *e)
 {
     const char *p = blk_opts_get(o, "preallocation"), *crypt = blk_opts_get(o, "encrypt.format");
 
-    c->measure = measure;
-    if (measure && crypt && strcmp(crypt, "luks")) {
-        blk_opts_del(o, "encrypt.format");      /* it would have no header */
+    blk_opts_del(o, "encryption");
+    if (!crypt || strcmp(crypt, "luks")) {
+        blk_opts_free(blk_opts_take(o, "encrypt."));    /* it would have no header */
     }
-    int err = take_compat(c, o, e);
-    err = err ? err : take_cluster_size(c, o, e);
-    err = err || !p ? err : blk_parse_prealloc(p, &c->prealloc, e);
-    err = err ? err : take_backing(c, o, e);
+    int err = take_cluster_size(c, o, e);
+    err = err ? err : take_compat(c, o, e);
     err = err ? err : take_refcounts(c, o, e);
+    if (!err && p && blk_parse_prealloc(p, &c->prealloc, NULL)) {
+        err = blk_err(e, EINVAL, "invalid parameter value: %s", p);
+    }
+    return err ? err : take_backing(c, o, e);
+}
+
+static int take_options(struct create *c, struct blk_opts *o, bool measure, struct blk_error *e)
+{
+    c->measure = measure;
+    int err = measure ? take_measured(c, o, e) : take_words(c, o, e);
     err = err ? err : take_data_file(c, o, e);
     err = err ? err : take_compression(c, o, e);
     err = err ? err : take_size(c, o, e);
@@ -530,11 +555,6 @@ int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
     struct create c = { 0 };
     uint64_t data = 0;
 
-    const char *p = blk_opts_get(o, "preallocation");
-
-    if (p && blk_parse_prealloc(p, &c.prealloc, NULL)) {
-        return blk_err(e, EINVAL, "invalid parameter value: %s", p);
-    }
     blk_opts_del(o, "data_file");               /* data takes its space anywhere */
     blk_opts_del(o, "data_file_raw");
     if (src) {

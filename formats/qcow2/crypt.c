@@ -375,7 +375,7 @@ static int take_format(struct blk_opts *o, const char **out, struct blk_error *e
     int err = blk_opts_get_bool(o, "encryption", &old, e);
 
     *out = blk_opts_get(o, "encrypt.format");
-    if (!err && *out && blk_opts_has(o, "encryption")) {
+    if (!err && *out && old) {
         return blk_err(e, EINVAL, "'encrypt.format' and its alias 'encryption' can't be used at "
                        "the same time");
     }
@@ -419,12 +419,9 @@ int qcow2_crypt_create_options(struct blk_opts *o, bool need_key, uint32_t *meth
     if (err || !format) {
         return err;
     }
-    if (!strcmp(format, "aes")) {
+    if (strcmp(format, "luks")) {       /* "aes", also called "qcow" */
         *method = QCOW2_CRYPT_AES;
         return check_aes(o, need_key, e);
-    }
-    if (strcmp(format, "luks")) {
-        return blk_err(e, EINVAL, "Parameter 'format' does not accept value '%s'", format);
     }
     *method = QCOW2_CRYPT_LUKS;
     *out = malloc(sizeof(**out));
