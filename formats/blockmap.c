@@ -416,16 +416,24 @@ static int write_special(struct blockmap *m, uint64_t block, const uint8_t *buf)
     busy_enter(m, &busy);
     int err = bm_page_make(m, block);
     err = err ? err : m->ops->write_special(m, buf, &v);
-    if (!err && v == BM_ABSENT) {
-        err = bm_reserve(m, 1, &host, &fresh) ? co_write(m->file, host, buf, m->block_size, 0)
-                                              : -ENOSPC;
+    bool plain = !err && v == BM_ABSENT;
+    if (plain && !bm_reserve(m, 1, &host, &fresh)) {
+        plain = false;
+        err = -ENOSPC;
+    }
+    if (plain) {
         v = host;
+        err = co_write(m->file, host, buf, m->block_size, 0);
     }
     err = err ? err : bm_page_get(m, block, &p);
     if (!err) {
         old = bm_value(m, p, block);
         err = bm_is_data(old) ? bm_free_later(m, old) : 0;
+    }
+    if (!err) {
         bm_page_set(m, p, block, v);
+    } else if (plain) {
+        bm_unreserve(m, host, 1);
     }
     busy_leave(m, &busy);
     return err;

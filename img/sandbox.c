@@ -55,7 +55,7 @@ struct place {
     bool writable;              /* "read-only=off" */
 };
 
-static void look_at_options(const struct blk_opts *o, struct place *p)
+static void look_at_options(struct blk_opts *o, struct place *p)
 {
     const char *key, *value;
 
@@ -67,8 +67,9 @@ static void look_at_options(const struct blk_opts *o, struct place *p)
             p->file = p->file ? p->file : value;
             p->files++;
         } else if (is_key(key, "read-only")) {
-            p->writable |= !strcmp(value, "off") || !strcmp(value, "false") ||
-                           !strcmp(value, "no") || !strcmp(value, "n");
+            bool ro = true;             /* what is no boolean is refused later */
+            blk_opts_get_bool(o, key, &ro, NULL);
+            p->writable |= !ro;
         } else if (is_key(key, "backing") || is_key(key, "file")) {
             p->local = false;           /* not what these usually say */
         }

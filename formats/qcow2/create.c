@@ -252,7 +252,7 @@ static int take_size(struct create *c, struct blk_opts *o, struct blk_error *e)
 }
 
 /* In QEMU's order: what is one of a few words is looked at before what it means. */
-static int take_words(struct create *c, struct blk_opts *o, struct blk_error *e)
+static int take_created(struct create *c, struct blk_opts *o, struct blk_error *e)
 {
     const char *fmt = blk_opts_get(o, "backing_fmt"), *p = blk_opts_get(o, "preallocation");
     const char *crypt = blk_opts_get(o, "encrypt.format");
@@ -295,7 +295,7 @@ static int take_measured(struct create *c, struct blk_opts *o, struct blk_error 
 static int take_options(struct create *c, struct blk_opts *o, bool measure, struct blk_error *e)
 {
     c->measure = measure;
-    int err = measure ? take_measured(c, o, e) : take_words(c, o, e);
+    int err = measure ? take_measured(c, o, e) : take_created(c, o, e);
     err = err ? err : take_data_file(c, o, e);
     err = err ? err : take_compression(c, o, e);
     err = err ? err : take_size(c, o, e);

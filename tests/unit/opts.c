@@ -333,8 +333,7 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        T(lists_parse_as_in_qemu), T(objects_have_no_flags),
-        T(lists_parse_as_in_qemu), T(empty_names_are_refused),
+        T(lists_parse_as_in_qemu), T(objects_have_no_flags), T(empty_names_are_refused),
         T(a_million_options_are_refused_fast), T(edits_keep_order), T(gets_mark_has_does_not),
         T(take_moves_a_subtree), T(json_flattens), T(bad_json_is_refused),
         T(json_bombs_are_bounded), T(sizes_as_qemu_reads_them), T(typed_errors_in_qemus_words),
