@@ -363,6 +363,8 @@ enum {
     BLK_O_RESIZE      = 1u << 10,   /* internal: will truncate */
     BLK_O_NO_SHARE    = 1u << 11,   /* nobody else may write meanwhile, not even to raw
                                        images: a guest's disk, the source of a convert */
+    BLK_O_SNAPSHOT    = 1u << 12,   /* what is written is gone when the image is closed */
+    BLK_O_COPY_ON_READ= 1u << 13,   /* what is read from backing files is kept in the image */
 };
 
 enum blk_cap { BLK_CAP_NONE, BLK_CAP_EMULATED, BLK_CAP_NATIVE };

@@ -125,12 +125,24 @@ int blk_create_more(struct blk_node *file, const char *name, struct blk_opts *o,
     return err;
 }
 
+/* Whether the storage can be made, then whether the options can be met: nothing changes. */
+static int check_first(struct create_args *a)
+{
+    struct blk_opts *po = blk_opts_new();
+    int err;
+
+    name_storage(a, po);
+    err = a->proto->may_create && !a->fmt->create_check_first ? a->proto->may_create(po, a->e) : 0;
+    blk_opts_free(po);
+    return err ? err : a->fmt->create_check(a->o, a->e);
+}
+
 static int create_fiber(void *arg)
 {
     struct create_args *a = arg;
     bool raw = !strcmp(a->fmt->name, "raw");
     struct blk_node *file = NULL;
-    int err = a->fmt->create_check ? a->fmt->create_check(a->o, a->e) : 0;
+    int err = a->fmt->create_check ? check_first(a) : 0;
 
     err = err ? err : create_storage(a, raw || a->fmt->protocol);
     if (err || raw || a->fmt->protocol) {

@@ -93,7 +93,8 @@ struct blk_driver {
     const char *child;              /* filters: what options call n->file; NULL: "file" */
     bool bitmaps;                   /* formats: QEMU keeps bitmaps there; see bitmap_has() */
     const char *const *schemes;     /* protocols and filters: URL schemes, NULL-terminated */
-    /* Filters with a scheme: what the name says, as options. */
+    /* Filters with a scheme: what the name says, as options; the name of the child CHILD
+     * as "x-CHILD", of the second one as "x-image". */
     int (*parse_name)(const char *name, struct blk_opts *o, struct blk_error *e);
     const struct blk_option_desc *create_opts;  /* NULL: cannot create */
     const struct blk_option_desc *amend_opts;   /* NULL: cannot amend */
@@ -177,6 +178,7 @@ struct blk_driver {
 
     /* Formats; optional: refuse options before anything is touched.  Fiber. */
     int (*create_check)(struct blk_opts *o, struct blk_error *e);
+    bool create_check_first;        /* even before the storage's name */
     /* Formats: write an empty image into file (open read-write, empty).
      * Protocols: create the storage ("size", "preallocation", ...), file NULL,
      * the name in o's "filename". Fiber. */
@@ -187,6 +189,9 @@ struct blk_driver {
     /* Protocols: delete what create() has just made, when the format could not
      * be written into it; best effort.  NULL: it stays.  Fiber. */
     void (*uncreate)(struct blk_opts *o);
+    /* Protocols; optional: fails as create() would for a name that cannot be made or
+     * written; changes nothing.  Fiber. */
+    int (*may_create)(struct blk_opts *o, struct blk_error *e);
 };
 
 /* The table (block/drivers.c): NULL-terminated. */
@@ -281,8 +286,8 @@ int blk_open_data_file(struct blk_node *n, const char *name, struct blk_opts *o,
  * added to n->more as "PREFIX.I"; o: what the user said about it, or empty. */
 int blk_open_more(struct blk_node *n, const char *prefix, const char *name, struct blk_opts *o,
                   struct blk_error *e);
-/* Fiber, in open(): the image that o's "PREFIX.*" describe, with its backing chain, as
- * n->more[0]. */
+/* Fiber, in open(): the image that o's "PREFIX.*" describe or "x-image" names, with its
+ * backing chain, as n->more[0]. */
 int blk_open_second(struct blk_node *n, const char *prefix, struct blk_opts *o,
                     struct blk_error *e);
 /* Fiber, in create(): make one more file of the image that lies in file: name is

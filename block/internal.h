@@ -99,6 +99,9 @@ int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts 
 int blk_probe_format(struct blk_node *file, const struct blk_driver **drv, bool *guessed,
                      struct blk_error *e);
 
+/* on_top.c: a temporary overlay above *n, which becomes it; flags: its own. Fiber. */
+int blk_put_overlay(struct blk_node **n, unsigned flags, struct blk_error *e);
+
 /* drivers.c; built_in: never a module. */
 const struct blk_driver *blk_driver_built_in(const char *name);
 /* The filter whose scheme the name (may be NULL) begins with, or NULL. */

@@ -41,7 +41,13 @@ const char *blk_file_role(const struct blk_node *n)
     return n->drv->child ? n->drv->child : "file";
 }
 
-bool blk_raw_guessed(const struct blk_node *n) { return n->guessed_raw; }
+bool blk_raw_guessed(const struct blk_node *n)
+{
+    while (n->drv->filter && n->file) {
+        n = n->file;
+    }
+    return n->guessed_raw;
+}
 
 const struct blk_stats *blk_node_stats(const struct blk_node *n)
 {
@@ -512,6 +518,9 @@ int64_t blk_allocated_size(struct blk_node *n)
     int64_t sum = 0;
     if (n->drv->allocated_size) {
         return n->drv->allocated_size(n);
+    }
+    if (n->drv->filter && n->drv->schemes) {
+        return -1;                      /* in QEMU a protocol that does not know */
     }
     for (unsigned i = 0; i < 2 + n->nmore; i++) {
         struct blk_node *child = storage_at(n, i);

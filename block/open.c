@@ -18,9 +18,12 @@
 #include <string.h>
 
 #define PROBE_BYTES 4096
+#define DEPTH_SAID  16u
+#define NODE_NAME_CHARS "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._"
 
+#define ON_TOP_FLAGS (BLK_O_SNAPSHOT | BLK_O_COPY_ON_READ)
 /* Flags that only the root of a graph has. */
-#define ROOT_FLAGS (BLK_O_WRITETHROUGH)
+#define ROOT_FLAGS (BLK_O_WRITETHROUGH | ON_TOP_FLAGS)
 
 /* ---- options ---------------------------------------------------------------------- */
 
@@ -33,6 +36,12 @@ static int check_unused(struct blk_node *n, struct blk_opts *o, struct blk_error
                        n->drv->protocol ? "doesn't" : "does not", key);
     }
     return 0;
+}
+
+static bool is_node_name(const char *s)
+{
+    size_t len = strspn(s, NODE_NAME_CHARS);
+    return !s[len] && len && !strspn(s, "0123456789-._");
 }
 
 /* Options every node accepts and the core itself reads. */
@@ -65,7 +74,13 @@ static int take_common(struct blk_opts *o, unsigned *flags, struct blk_error *e)
     if (detect && strcmp(detect, "off")) {
         return blk_err(e, ENOTSUP, "detect-zeroes=%s is not supported", detect);
     }
-    (void)blk_opts_get(o, "node-name");
+    const char *node = blk_opts_get(o, "node-name");
+    if (node && !is_node_name(node)) {
+        return blk_err(e, EINVAL, "Invalid node-name: '%s'", node);
+    }
+    if (node && strlen(node) > 31) {
+        return blk_err(e, EINVAL, "Node name too long");
+    }
     *flags &= ~(BLK_O_RDWR | BLK_O_DIRECT | BLK_O_NO_FLUSH | BLK_O_SHARE);
     *flags |= (ro ? 0 : BLK_O_RDWR) | (direct ? BLK_O_DIRECT : 0) |
               (no_flush ? BLK_O_NO_FLUSH : 0) | (share ? BLK_O_SHARE : 0);
@@ -79,24 +94,24 @@ int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts 
 {
     const char *name = filename ? filename : blk_opts_get(o, "filename");
     const char *drvname = blk_opts_get(o, "driver");
-    const struct blk_driver *drv;
-    int err = take_common(o, &flags, e);
+    bool has_prefix = filename && !drvname;     /* the option "filename" is a plain path */
+    const struct blk_driver *drv = has_prefix ? blk_driver_for_name(filename, e)
+                                   : blk_driver_find(drvname ? drvname : "file");
+    int err;
 
-    if (err) {
-        return err;
-    }
-    if (drvname) {
-        drv = blk_driver_find(drvname);
-        if (!drv || !drv->protocol) {
-            return blk_err(e, EINVAL, "Unknown protocol '%s'", drvname);
-        }
-    } else if (!name) {
-        return blk_err(e, EINVAL, "The '%s' block driver requires a file name", "file");
-    } else if (!(drv = blk_driver_for_name(name, e))) {
+    if (!drv && has_prefix) {
         return -EINVAL;
     }
-    /* Without an explicit driver "file:" is a protocol prefix. */
-    name += name && !drvname && !strncmp(name, "file:", 5) ? 5 : 0;
+    if (!drv || !drv->protocol) {
+        return blk_err(e, EINVAL, "Unknown driver '%s'", drvname);
+    }
+    if ((err = take_common(o, &flags, e))) {
+        return err;
+    }
+    if (!name && !drvname) {
+        return blk_err(e, EINVAL, "The '%s' block driver requires a file name", "file");
+    }
+    name += filename && !strncmp(filename, "file:", 5) ? 5 : 0;
     if (filename && !blk_opts_has(o, "filename")) {
         blk_opts_set(o, "filename", name);
     }
@@ -253,7 +268,7 @@ static int open_storage(struct blk_loop *l, const char *filename, struct blk_opt
 {
     const char *below = blk_opts_get(o, "driver");
     const char *name = filename ? filename : blk_opts_get(o, "filename");
-    const struct blk_driver *d = below ? blk_driver_find(below) : blk_driver_filter_for(name);
+    const struct blk_driver *d = below ? blk_driver_find(below) : blk_driver_filter_for(filename);
     struct layer_place under = { place->above, place->backing_urls, true };
 
     return d && !d->protocol ? open_layer(l, name, below ? NULL : d->name, o, flags, &under, out, e)
@@ -264,7 +279,8 @@ static int open_image(struct blk_loop *l, const char *filename, const char *form
                       struct blk_opts *o, unsigned flags, const struct layer_place *place,
                       struct blk_node **out, struct blk_error *e);
 
-/* What drv (NULL: not known yet) lies on, from its options "file.*", or what it calls that. */
+/* What drv (NULL: not known yet) lies on, from its options "file.*", or what it calls that.
+ * A filter's parse_name() leaves the name of that in "x-file", or what it calls that. */
 static int open_below(struct blk_loop *l, const char *filename, const struct blk_driver *drv,
                       struct blk_opts *o, unsigned flags, const struct layer_place *place,
                       struct blk_node **out, struct blk_error *e)
@@ -272,18 +288,24 @@ static int open_below(struct blk_loop *l, const char *filename, const struct blk
     const char *child = drv && drv->child ? drv->child : "file";
     bool named = filename && drv && drv->parse_name && !blk_opts_has(o, "filename");
     int err = named ? drv->parse_name(filename, o, e) : 0;
-    char prefix[32];
+    char prefix[32], x_child[32];
 
     if (err) {
         return err;
     }
-    filename = named ? NULL : filename;
-    if (blk_opts_has(o, child)) {
-        return blk_err(e, EINVAL, "Cannot find device='%s' nor node-name='%s'",
-                       blk_opts_get(o, child), blk_opts_get(o, child));
-    }
+    snprintf(x_child, sizeof(x_child), "x-%s", child);
+    filename = named || (!filename && drv && drv->parse_name) ? blk_opts_get(o, x_child) : filename;
     snprintf(prefix, sizeof(prefix), "%s.", child);
     struct blk_opts *fo = blk_opts_take(o, prefix);
+    if (blk_opts_has(o, child)) {
+        err = filename || blk_opts_at(fo, 0, NULL, NULL)
+              ? blk_err(e, EINVAL, "Cannot reference an existing block device with additional "
+                        "options or a new filename")
+              : blk_err(e, EINVAL, "Cannot find device='%s' nor node-name='%s'",
+                        blk_opts_get(o, child), blk_opts_get(o, child));
+        blk_opts_free(fo);
+        return err;
+    }
     if (!filename && blk_opts_has(o, "filename") && !blk_opts_has(fo, "filename")) {
         blk_opts_set(fo, "filename", blk_opts_get(o, "filename"));
     }
@@ -325,10 +347,9 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
         }
         return err;
     }
-    err = take_common(o, &flags, e);
-    if (err) {
-        return err;
-    }
+    /* The layer's own options are complained of when what it lies on is open. */
+    struct blk_error later = BLK_ERROR_INIT;
+    int common = take_common(o, &flags, &later);
     err = open_below(l, filename, drv, o, flags, place, &file, e);
     if (err) {
         return err;
@@ -339,6 +360,9 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
             err = blk_err(e, EINVAL, "Image format was not specified for '%s' and probing "
                           "guessed raw: name the format (format=raw) to write to it", file->shown);
         }
+    }
+    if (!err && common) {
+        err = blk_err(e, -common, "%s", later.text);
     }
     if (!err && place->above) {
         err = check_loop(place->above, file, e);
@@ -428,8 +452,8 @@ static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
         err = err ? err : open_layer(n->loop, name, format, o, flags, &place, &b, e);
         if (err) {
             /* The name once: some texts have it, the hint of a lock has it. */
-            if (e && !*e->hint && strncmp(e->text, "Could not open '", 16)) {
-                blk_error_prefix(e, "Could not open '%s': ", name ? name : "");
+            if (name && e && !*e->hint && strncmp(e->text, "Could not open '", 16)) {
+                blk_error_prefix(e, "Could not open '%s': ", name);
             }
             if (!more) {
                 blk_error_prefix(e, "Could not open backing file: ");
@@ -466,6 +490,10 @@ static int open_chain(struct blk_node *top, struct blk_opts *o, struct blk_error
                           BLK_CHAIN_MAX);
         } else {
             err = open_backing(n, bo, 0, e);
+            /* Each layer above says it, too, as long as there is room for the reason. */
+            for (unsigned i = 1; err && i < BLK_MIN(depth, DEPTH_SAID); i++) {
+                blk_error_prefix(e, "Could not open backing file: ");
+            }
         }
         /* What the layer below has for its own backing file stays in bo. */
         blk_opts_free(own);
@@ -515,6 +543,31 @@ struct open_args {
     struct blk_error *e;
 };
 
+/* No backing file is null in JSON; the empty string is QEMU's old word for it. */
+static void warn_of_empty_backing(const struct blk_opts *o, const char *key, const char *value)
+{
+    const char *dot = strrchr(key, '.');
+
+    if (!*value && !strcmp(dot ? dot + 1 : key, "backing")) {
+        json_t *v = blk_opts_json(o, key);
+        if (!json_is_null(v)) {
+            blk_report("warning: Use of \"backing\": \"\" is deprecated; use \"backing\": null "
+                       "instead");
+        }
+        json_decref(v);
+    }
+}
+
+static int put_copy_on_read(struct blk_node **n, struct blk_error *e)
+{
+    struct blk_opts *none = blk_opts_new();
+    int err = open_format(*n, blk_driver_find("copy-on-read"), false, none, (*n)->oflags, NULL,
+                          n, e);
+
+    blk_opts_free(none);
+    return err;
+}
+
 /* An image with its backing chain.  o is used up. */
 static int open_image(struct blk_loop *l, const char *filename, const char *format,
                       struct blk_opts *o, unsigned flags, const struct layer_place *place,
@@ -527,15 +580,26 @@ static int open_image(struct blk_loop *l, const char *filename, const char *form
 
     for (size_t i = 0; blk_opts_at(o, i, &key, &value);) {
         if (!strcmp(key, "backing") || !strncmp(key, "backing.", 8)) {
+            warn_of_empty_backing(o, key, value);
             blk_opts_set(chain, key, value);
             blk_opts_del(o, key);
         } else {
             i++;
         }
     }
-    err = open_layer(l, filename, format, o, flags, place, &n, e);
+    unsigned own = flags & ~(unsigned)ON_TOP_FLAGS;
+    if (flags & BLK_O_SNAPSHOT) {
+        own &= ~(unsigned)(BLK_O_RDWR | ROOT_FLAGS);
+    }
+    err = open_layer(l, filename, format, o, own, place, &n, e);
     if (!err) {
         err = open_chain(n, chain, e);
+    }
+    if (!err && flags & BLK_O_SNAPSHOT) {
+        err = blk_put_overlay(&n, flags & ~(unsigned)ON_TOP_FLAGS, e);
+    }
+    if (!err && flags & BLK_O_COPY_ON_READ) {
+        err = put_copy_on_read(&n, e);
     }
     if (err) {
         blk_close(n, NULL);
@@ -639,9 +703,10 @@ int blk_open_second(struct blk_node *n, const char *prefix, struct blk_opts *o,
     snprintf(dotted, sizeof(dotted), "%.24s.", prefix);
     struct blk_opts *so = blk_opts_take(o, dotted);
     snprintf(more->name, sizeof(more->name), "%.20s", prefix);
-    int err = blk_opts_at(so, 0, NULL, NULL) ? 0
+    const char *name = blk_opts_get(o, "x-image");
+    int err = name || blk_opts_at(so, 0, NULL, NULL) ? 0
               : blk_err(e, EINVAL, "A block device must be specified for \"%s\"", prefix);
-    err = err ? err : open_image(n->loop, NULL, NULL, so, n->oflags, &place, &more->node, e);
+    err = err ? err : open_image(n->loop, name, NULL, so, n->oflags, &place, &more->node, e);
     blk_opts_free(so);
     if (err) {
         free(more);

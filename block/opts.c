@@ -121,6 +121,8 @@ json_t *blk_opts_json(const struct blk_opts *o, const char *key)
         return json_string(x->value);
     if (!strcmp(x->value, "on") || !strcmp(x->value, "off"))
         return json_boolean(x->value[1] == 'n');
+    if (!*x->value)
+        return json_null();
     return json_integer(strtoll(x->value, NULL, 10));
 }
 

@@ -2,7 +2,8 @@
  * opts_json.c - JSON objects flattened into options.
  *
  * {"a": {"b": 1}, "c": ["x"]} becomes a.b=1, c.0=x.  true and false become on
- * and off; null becomes the empty string, which for "backing" means none.
+ * and off; null becomes an empty string that is no string, which for
+ * "backing" means none.
  * Text, depth, key length and number of options are capped before anything is
  * built from them; strings cannot hold NUL (jansson refuses \u0000).
  */
@@ -78,7 +79,7 @@ static int flatten_value(struct flatten *f, size_t used, json_t *v)
         blk_opts_setf(f->o, f->key, "%.17g", json_real_value(v));
         break;
     case JSON_NULL:
-        blk_opts_set(f->o, f->key, "");
+        opts_set_literal(f->o, f->key, "");
         break;
     default:
         opts_set_literal(f->o, f->key, json_is_true(v) ? "on" : "off");

@@ -308,14 +308,14 @@ static int dbg_parse_name(const char *name, struct blk_opts *o, struct blk_error
     const char *image = rules ? strchr(rules, ':') : NULL;
 
     if (!rules) {
-        blk_opts_set(o, "image.filename", name);
+        blk_opts_set(o, "x-image", name);
         return 0;
     }
     if (!image)
         return blk_err(e, EINVAL, "blkdebug requires both config file and image path");
     if (image > rules)
         blk_opts_setf(o, "config", "%.*s", (int)(image - rules), rules);
-    blk_opts_set(o, "image.filename", image + 1);
+    blk_opts_set(o, "x-image", image + 1);
     return 0;
 }
 

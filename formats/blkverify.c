@@ -110,13 +110,13 @@ static int verify_parse_name(const char *name, struct blk_opts *o, struct blk_er
     const char *image = raw ? strchr(raw, ':') : NULL;
 
     if (!raw) {
-        blk_opts_set(o, "test.filename", name);
+        blk_opts_set(o, "x-image", name);
         return 0;
     }
     if (!image)
         return blk_err(e, EINVAL, "blkverify requires raw copy and original image path");
-    blk_opts_setf(o, "raw.filename", "%.*s", (int)(image - raw), raw);
-    blk_opts_set(o, "test.filename", image + 1);
+    blk_opts_setf(o, "x-raw", "%.*s", (int)(image - raw), raw);
+    blk_opts_set(o, "x-image", image + 1);
     return 0;
 }
 

@@ -410,9 +410,6 @@ static int take_create(struct blk_opts *o, uint64_t *size, const char **backing,
     if (err) {
         return err;
     }
-    if (encrypt || blk_opts_get(o, "encrypt.format") || blk_opts_get(o, "encrypt.key-secret")) {
-        return blk_err(e, ENOTSUP, "Encrypted qcow images are not supported");
-    }
     *size = blk_align_up(BLK_MIN(*size, BLK_SIZE_MAX), 512);
     if (!*size) {
         return blk_err(e, EINVAL, "Image size is too small, cannot be zero length");
@@ -422,6 +419,22 @@ static int take_create(struct blk_opts *o, uint64_t *size, const char **backing,
     }
     if (*size >> 21 >= BM_PAGES_MAX) {
         return blk_err(e, EINVAL, "Image too large");
+    }
+    const char *format = blk_opts_get(o, "encrypt.format");
+    const char *secret = blk_opts_get(o, "encrypt.key-secret");
+    if (secret && !encrypt && !format) {
+        return blk_err(e, EINVAL, "Parameter 'encrypt.format' is missing");
+    }
+    if (format && strcmp(format, "aes")) {
+        return strcmp(format, "luks") && strcmp(format, "qcow")
+               ? blk_err(e, EINVAL, "Parameter 'format' does not accept value '%s'", format)
+               : blk_err(e, EINVAL, "Unsupported encryption format");
+    }
+    if ((encrypt || format) && !secret) {
+        return blk_err(e, EINVAL, "Parameter 'encrypt.key-secret' is required for cipher");
+    }
+    if (encrypt || format || secret) {
+        return blk_err(e, ENOTSUP, "Encrypted qcow images are not supported");
     }
     return 0;
 }

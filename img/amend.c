@@ -75,7 +75,6 @@ static int amend_image(struct amend *a, struct blk_node *n)
     struct blk_opts *o = blk_opts_new();
     int err = parse_for(a, format, o);
     if (!err) {
-        img_progress_start(a->progress, 1.0);
         img_progress_set(0, PROGRESS_UNITS, false);
         err = blk_amend(n, o, &how, &e);
         img_progress_set(PROGRESS_UNITS, PROGRESS_UNITS, false);
@@ -86,7 +85,6 @@ static int amend_image(struct amend *a, struct blk_node *n)
                                   format, "options",
                                   img_options_json(o, blk_amend_options(format)));
         }
-        img_progress_end();
     }
     blk_opts_free(o);
     return err;
@@ -95,12 +93,11 @@ static int amend_image(struct amend *a, struct blk_node *n)
 static int amend_run(void *arg)
 {
     struct amend *a = arg;
+    img_progress_start(a->progress, 1.0);
     struct blk_node *n = img_open(&a->image);
+    int err = n ? amend_image(a, n) : -EINVAL;
 
-    if (!n) {
-        return 1;
-    }
-    int err = amend_image(a, n);
+    img_progress_end();
     int close_err = img_close(n);
     if (err || close_err || !a->json || img_options_want_help(a->options)) {
         json_decref(a->result);

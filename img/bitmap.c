@@ -118,7 +118,7 @@ static int parse_option(struct bitmap *b, int ch, char **argv)
     case 'b': b->source.filename = optarg; break;
     case 'F': b->source.format = optarg; break;
     case 'g':
-        if (img_parse_size_in("granularity", optarg, 1, INT64_MAX, &b->granularity)) {
+        if (img_parse_size("granularity", optarg, &b->granularity)) {
             return 1;
         }
         break;

@@ -275,7 +275,7 @@ static int check_compression(struct args *a)
     const char *prealloc = o ? blk_opts_get(o, "preallocation") : NULL;
     bool encryption = false;
 
-    if (a->target.format && !blk_driver_compresses(a->target.format)) {
+    if (!a->no_create && a->target.format && !blk_driver_compresses(a->target.format)) {
         img_error("Compression not supported for this file format");
         return -ENOTSUP;
     }

@@ -219,6 +219,7 @@ static int change_header(struct rebase *r)
     } else if (err) {
         img_error("Could not change the backing file to '%s': %s", shown, strerror(-err));
     }
+    img_progress_set(100, 100, false);
     return err;
 }
 
@@ -229,13 +230,17 @@ static int rebase_image(struct rebase *r)
     r->grain = !err && info.cluster_size ? (uint32_t)info.cluster_size : REBASE_GRAIN;
     blk_info_free(&info);
 
-    if (r->compress && strcmp(blk_format_name(r->top), "qcow2")) {
+    if (r->compress && !blk_driver_compresses(blk_format_name(r->top))) {
         img_error("Compression not supported for this file format");
         return -ENOTSUP;
     }
     if (r->base_format && !blk_driver_known(r->base_format)) {
         img_error("Invalid format name: '%s'", r->base_format);
         return -EINVAL;
+    }
+    if (!strcmp(blk_format_name(r->top), "parallels")) {
+        img_error("could not get block driver info");   /* has no backing files, says QEMU so */
+        return -ENOTSUP;
     }
     if (r->unsafe) {
         return change_header(r);
@@ -251,16 +256,14 @@ static int rebase_run(void *arg)
     struct rebase *r = arg;
     int err, close_err;
 
-    r->top = img_open(&r->image);
-    if (!r->top) {
-        return 1;
-    }
     img_progress_start(r->progress && !r->image.quiet, 1.0);
     img_progress_set(0, 100, false);
-    err = rebase_image(r);
-    if (!err) {
-        img_progress_set(100, 100, false);
+    r->top = img_open(&r->image);
+    if (!r->top) {
+        img_progress_end();
+        return 1;
     }
+    err = rebase_image(r);
     img_progress_end();
     close_err = img_close(r->top);
     if (err || close_err) {

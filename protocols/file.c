@@ -357,7 +357,8 @@ static int file_identity(struct blk_node *n, char *buf, size_t len)
     .length = file_length, \
     .identity = file_identity, \
     .create = file_create, \
-    .uncreate = file_uncreate,
+    .uncreate = file_uncreate, \
+    .may_create = file_may_create,
 
 const struct blk_driver blk_file_driver = { .name = "file", FILE_OPS };
 const struct blk_driver blk_host_device = { .name = "host_device", FILE_OPS };

@@ -148,7 +148,8 @@ int file_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_preal
 int file_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
                 struct blk_error *e);
 void file_uncreate(struct blk_opts *o);
-/* The path in o's "filename" without a "file:" in front; NULL with *e set. */
+int file_may_create(struct blk_opts *o, struct blk_error *e);
+/* The path in o's "filename"; NULL with *e set. */
 const char *file_path(struct blk_opts *o, struct blk_error *e);
 
 #endif

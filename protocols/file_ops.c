@@ -16,17 +16,9 @@
 
 #define FILE_FULL_CHUNK (1u << 20)
 
-/* Without "file:"; NULL when there is none. */
-static const char *ops_path(struct blk_opts *o)
-{
-    const char *s = blk_opts_get(o, "filename");
-
-    return s && !strncmp(s, "file:", 5) ? s + 5 : s;
-}
-
 const char *file_path(struct blk_opts *o, struct blk_error *e)
 {
-    const char *s = ops_path(o);
+    const char *s = blk_opts_get(o, "filename");
 
     if (!s || !*s) {
         blk_err(e, EINVAL, "The 'file' block driver requires a file name");
@@ -388,17 +380,33 @@ static int ops_create_device(int fd, const char *path, const struct stat *st,
 /* Only what create() could have made: never a device. */
 void file_uncreate(struct blk_opts *o)
 {
-    const char *path = ops_path(o);
+    const char *path = blk_opts_get(o, "filename");
     struct stat st;
 
     if (path && stat(path, &st) == 0 && S_ISREG(st.st_mode))
         unlink(path);
 }
 
+int file_may_create(struct blk_opts *o, struct blk_error *e)
+{
+    const char *path = blk_opts_get(o, "filename");
+    struct stat st;
+    bool there = path && stat(path, &st) == 0;
+    int fd = there && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)
+             ? 0 : ops_create_fd(path ? path : "", &st, e);
+
+    if (fd > 0) {
+        close(fd);
+        if (!there)
+            unlink(path);
+    }
+    return BLK_MIN(fd, 0);
+}
+
 int file_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
                 struct blk_error *e)
 {
-    const char *path = ops_path(o);
+    const char *path = blk_opts_get(o, "filename");
     struct ops_create_opts c;
     struct stat st;
     int fd, ret;

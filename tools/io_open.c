@@ -88,126 +88,13 @@ void io_open_release(struct io_open *o)
     *o = (struct io_open){ 0 };
 }
 
-static void copy_under(struct blk_opts *to, const char *prefix, const struct blk_opts *from)
-{
-    const char *key, *value;
-    char full[1024];
-
-    for (size_t i = 0; from && blk_opts_at(from, i, &key, &value); i++) {
-        snprintf(full, sizeof(full), "%s%s", prefix, key);
-        blk_opts_set(to, full, value);
-    }
-}
-
-/* What o says, as options of a child called prefix ("backing."). */
-static int nest(const struct io_open *o, const char *prefix, struct blk_opts *to,
-                struct blk_error *e)
-{
-    struct blk_opts *own = blk_opts_new();
-    int err = 0;
-
-    if (o->filename && !strncmp(o->filename, "json:", 5))
-        err = blk_opts_parse_json(own, o->filename + 5, e);
-    else if (o->filename)
-        blk_opts_set(own, "file.filename", o->filename);
-    if (o->format)
-        blk_opts_set(own, "driver", o->format);
-    copy_under(own, "", o->opts);
-    copy_under(to, prefix, own);
-    blk_opts_free(own);
-    return err;
-}
-
 /* ---- opening ------------------------------------------------------------------------- */
-
-/* An empty overlay in a file of its own, whose name goes into path. */
-static int make_overlay(struct shell *sh, uint64_t size, char *path, size_t len,
-                        struct blk_error *e)
-{
-    const char *dir = getenv("TMPDIR");
-    struct blk_opts *o = blk_opts_new();
-
-    snprintf(path, len, "%s/vl.XXXXXX", dir && *dir ? dir : "/var/tmp");
-    int fd = mkstemp(path);
-    int err = fd < 0 ? blk_err_errno(e, errno, "Could not open temporary file '%s'", path) : 0;
-    if (!err) {
-        close(fd);
-        blk_opts_setf(o, "size", "%llu", (unsigned long long)size);
-        err = blk_create(sh->loop, "qcow2", path, o, e);
-        if (err)
-            unlink(path);
-    }
-    blk_opts_free(o);
-    return err;
-}
-
-static int open_plain(struct shell *sh, const struct io_open *o, struct blk_node **out,
-                      struct blk_error *e)
-{
-    struct blk_open_args a = { .filename = o->filename, .format = o->format, .opts = o->opts,
-                               .flags = o->flags, .backing_urls = sh->backing_urls };
-
-    return blk_open(sh->loop, &a, out, e);
-}
-
-/* -s: what is written goes to an overlay that is gone with the shell. */
-static int open_snapshot(struct shell *sh, const struct io_open *o, struct blk_node **out,
-                         struct blk_error *e)
-{
-    struct io_open base = *o, top = { .flags = o->flags, .opts = blk_opts_new() };
-    struct blk_node *n;
-    char path[512];
-
-    base.flags &= ~(unsigned)BLK_O_RDWR;
-    int err = open_plain(sh, &base, &n, e);
-    uint64_t size = err ? 0 : blk_size(n);
-    err = err ? err : blk_close(n, e);
-    err = err ? err : make_overlay(sh, size, path, sizeof(path), e);
-    if (!err) {
-        blk_opts_set(top.opts, "driver", "qcow2");
-        blk_opts_set(top.opts, "file.filename", path);
-        err = nest(o, "backing.", top.opts, e);
-        err = err ? err : open_plain(sh, &top, out, e);
-        unlink(path);
-    }
-    blk_opts_free(top.opts);
-    return err;
-}
-
-/* The format that o's image is found to have, into to["file.driver"]. */
-static int find_format(struct shell *sh, const struct io_open *o, struct blk_opts *to,
-                       struct blk_error *e)
-{
-    struct io_open look = *o;
-    struct blk_node *n;
-
-    look.flags &= ~(unsigned)BLK_O_RDWR;
-    int err = open_plain(sh, &look, &n, e);
-    if (!err) {
-        blk_opts_set(to, "file.driver", blk_format_name(n));
-        err = blk_close(n, e);
-    }
-    return err;
-}
-
-static int open_copying(struct shell *sh, const struct io_open *o, struct blk_node **out,
-                        struct blk_error *e)
-{
-    struct io_open top = { .flags = o->flags, .opts = blk_opts_new() };
-    int err = 0;
-
-    if (!(o->flags & BLK_O_RDWR))
-        err = blk_err(e, EINVAL, "Can't use copy-on-read on read-only device");
-    blk_opts_set(top.opts, "driver", "copy-on-read");
-    err = err ? err : find_format(sh, o, top.opts, e);
-    err = err ? err : nest(o, "file.", top.opts, e);
-    err = err ? err : open_plain(sh, &top, out, e);
-    blk_opts_free(top.opts);
-    return err;
-}
 
 static int open_as_said(struct shell *sh, const struct io_open *o, struct blk_error *e)
 {
+    struct blk_open_args a = { .filename = o->filename, .format = o->format, .opts = o->opts,
+                               .flags = o->flags, .backing_urls = sh->backing_urls };
+    bool writes = o->flags & BLK_O_RDWR;
     struct blk_node *n = NULL;
     int err;
 
@@ -216,9 +103,12 @@ static int open_as_said(struct shell *sh, const struct io_open *o, struct blk_er
                        "which was not specified.");
     if (o->flags & BLK_O_SHARE && o->opts && blk_opts_has(o->opts, "force-share"))
         blk_opts_del(o->opts, "force-share");
-    err = o->snapshot && o->flags & BLK_O_RDWR ? open_snapshot(sh, o, &n, e)
-          : o->copy_on_read ? open_copying(sh, o, &n, e) : open_plain(sh, o, &n, e);
-    if (!err && o->flags & BLK_O_RDWR && blk_read_only(n)) {
+    if (o->copy_on_read && !writes)
+        return blk_err(e, EINVAL, "Can't use copy-on-read on read-only device");
+    a.flags |= (o->snapshot && writes ? BLK_O_SNAPSHOT : 0u) |
+               (o->copy_on_read ? BLK_O_COPY_ON_READ : 0u);
+    err = blk_open(sh->loop, &a, &n, e);
+    if (!err && writes && blk_read_only(n)) {
         blk_close(n, NULL);
         err = blk_err(e, EACCES, "Block node is read-only");
     }

@@ -253,7 +253,9 @@ static int wipe_in_cluster(struct wiping *w, uint64_t off, uint64_t end, bool fa
 int qcow2_zero_fiber(struct blk_req *req)
 {
     struct qcow2 *q = req->node->state;
-    struct wiping w = { .q = q, .explicit = req->flags & BLK_REQ_EXPLICIT,
+    /* Version 2 has no zero clusters: over nothing, nothing stands for zeros. */
+    bool explicit = req->flags & BLK_REQ_EXPLICIT && (q->h.version >= 3 || q->n->backing);
+    struct wiping w = { .q = q, .explicit = explicit,
                         .how = req->flags & BLK_REQ_MAY_UNMAP ? WIPE_ZERO : WIPE_ZERO_KEEP };
     uint64_t off = req->offset, end = blk_align_up(off + req->length, q->sub_size);
     bool fast = req->flags & BLK_REQ_FAST_ZERO;

@@ -81,7 +81,7 @@ int vhdx_header_read(struct vhdx *v, struct blk_error *e)
     int err = buf ? co_read(v->file, 0, buf, 8) : -ENOMEM;
 
     if (!err && memcmp(buf, "vhdxfile", 8)) {
-        err = blk_err(e, EINVAL, "Not a VHDX image");
+        err = blk_err_errno(e, EINVAL, "Could not open '%s'", v->file->shown);      /* QEMU says no more */
     }
     for (unsigned i = 0; !err && i < 2; i++) {
         err = co_read(v->file, VHDX_HEADER_AT * (1ull + i), buf + i * VHDX_HEADER_BYTES,

@@ -529,6 +529,7 @@ const struct blk_driver blk_vmdk = {
     .facts = vmdk_facts,
     .check = vmdk_check,
     .create_check = vmdk_create_check,
+    .create_check_first = true,
     .create = vmdk_create,
     .stream = vmdk_stream,
 };

@@ -11,36 +11,18 @@ A story is what one seed makes: an image, what it stands on, and lines that chan
 Where a story does what makes clusters lie elsewhere (docs/compatibility.md, `layout`), their
 places are not compared, nor the text of a `map`, only its JSON.
 """
-import difflib
-import hashlib
-import json
 import os
 import random
-import re
 import shlex
-import subprocess
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from tap import IMG, IO, QEMU_IMG, QEMU_IO, finish, ok, own_place       # noqa: E402
+from tap import finish, ok, own_place                           # noqa: E402
+from alike import MASKS, PLACES, PROGRAMS, compared, difference, excused, execute, masked   # noqa: E402
 
 ALWAYS = range(1, 41)
 STEPS = 12
 K, M = 1 << 10, 1 << 20
-PROGRAMS = {"ours": {"qemu-img": IMG, "qemu-io": IO},
-            "theirs": {"qemu-img": QEMU_IMG, "qemu-io": QEMU_IO}}
-MASKS = [(r"[0-9]+ ops; .*", "N ops; T"), (r"disk size: .*", "disk size: X"),
-         (r'"actual-size": [0-9]+', '"actual-size": N'), (r"#block[0-9]+", "#blockN"),
-         (r'"date-(n?sec)": [0-9]+', r'"date-\1": N'), (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE"),
-         (r"(qemu|platter)-(img|io)\b", r"PROGRAM-\2"),
-         (r"cid: [0-9]+", "cid: N"), (r'("(?:parent-)?cid"): [0-9]+', r"\1: N")]
-PLACES = [(r'"offset": [0-9]+', '"offset": N'), (r"Image end offset: .*", "Image end offset: N"),
-          (r'"image-end-offset": [0-9]+', '"image-end-offset": N'),
-          (r"file length: .*", "file length: X"), (r"[0-9.]+% fragmented", "N% fragmented"),
-          (r"(Leaked cluster) [0-9]+ ", r"\1 N "), (r',\n *"fragmented-clusters": [0-9]+', ""),
-          (r'"virtual-size": [0-9]+(?=,\s*"filename": "[^"]*",\s*"format": "file")',
-           '"virtual-size": N'),
-          (r"^(0x\w+ +0x\w+ +)0x\w+", r"\1N")]
 
 
 class Story:
@@ -278,106 +260,6 @@ class Story:
         self.lines.append(["qemu-img", *words, *(["-F", "raw" if to == "other" else self.format_of(to)] if to and self.some(.9) else []), "top"])
 
 
-def masked(text, masks):
-    for pattern, instead in masks:
-        text = re.sub(pattern, instead, text, flags=re.M)
-    return text
-
-
-def compared(ours, theirs):
-    return "\n".join(list(difflib.unified_diff(theirs.splitlines(), ours.splitlines(), "theirs", "ours", lineterm="", n=2))[:40])
-
-
-def execute(where, who, words):
-    env = dict(os.environ, LC_ALL="C", TZ="UTC")
-    p = subprocess.run([PROGRAMS[who][words[0]], *words[1:]], cwd=where, env=env, timeout=120,
-                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return "%s\nexit status %d" % (p.stdout.decode(errors="replace"), p.returncode)
-
-
-def digest(path):
-    """Of length and data, without reading holes."""
-    size, at, h = os.stat(path).st_size, 0, hashlib.sha256()
-    h.update(b"%d" % size)
-    with open(path, "rb", buffering=0) as f:
-        while at < size:
-            try:
-                at = os.lseek(f.fileno(), at, os.SEEK_DATA) // 65536 * 65536
-            except OSError:
-                break
-            block = os.pread(f.fileno(), 65536, at)
-            if block.strip(b"\0"):
-                h.update(b"%d" % at + block.rstrip(b"\0"))
-            at += 65536
-    return h.hexdigest()
-
-
-def merged(text):
-    """A map of which the places are not compared: neighbours that only they kept apart are one."""
-    try:
-        extents = json.loads(text.rsplit("\nexit", 1)[0])
-    except ValueError:
-        return text
-    out = []
-    for e in extents:
-        e.pop("offset", None)
-        kind = {k: v for k, v in e.items() if k not in ("start", "length")}
-        if out and out[-1][0] == kind:
-            out[-1][1] = e["start"] + e["length"]
-        else:
-            out.append([kind, e["start"] + e["length"]])
-    return "\n".join(map(str, out))
-
-
-def looked_at(where, name, story):
-    """What QEMU says of an image."""
-    places = story.places
-    if name == "data":
-        return ""
-    if name in story.loose:
-        return execute(where, "theirs", ["qemu-img", "check", "-q", name]).splitlines()[-1]
-    head = open(os.path.join(where, name), "rb").read(4)
-    fmt = ["-f", "raw"] if name == "base" and head != b"QFI\xfb" else []
-    found = execute(where, "theirs", ["qemu-img", "map", "--output=json", *fmt, name])
-    if not places:
-        found = merged(found)
-    masks = MASKS + ([] if places else PLACES)
-    for what in ("check", "info"):
-        found += masked(execute(where, "theirs", ["qemu-img", what, "--output=json", name]), masks)
-    return found
-
-
-def is_image(path):
-    with open(path, "rb") as f:
-        return f.read(4) in (b"QFI\xfb", b"KDMV", b"vhdx", b"<<< ", b"cone", b"With")
-
-
-def files(where):
-    return {n: digest(os.path.join(where, n)) for n in os.listdir(where)}
-
-
-def difference(dirs, story, seen):
-    ours, theirs = (files(dirs[w]) for w in ("ours", "theirs"))
-    if set(ours) != set(theirs):
-        return "files\n ours   %s\n theirs %s" % (sorted(ours), sorted(theirs))
-    for name in sorted(ours):
-        if ours[name] == theirs[name] or seen.get(name) == (ours[name], theirs[name]):
-            continue
-        seen[name] = ours[name], theirs[name]
-        a, b = (os.path.join(dirs[w], name) for w in ("ours", "theirs"))
-        if not is_image(a) and not is_image(b) and name != "data":
-            return "%s: other bytes" % name
-        one, two = (looked_at(dirs[w], name, story) for w in ("ours", "theirs"))
-        if one != two:
-            return name + "\n" + compared(one, two)
-        if name == "data":
-            continue
-        same = execute(dirs["ours"], "theirs", ["qemu-img", "compare", name, b])
-        if not same.endswith("exit status 0") and "Could not open backing file" not in same:
-            return "%s: content: %s" % (name, same)
-    return None
-
-
 def tell(seed):
     story = Story(seed)
     dirs = {w: own_place("random") for w in PROGRAMS}
@@ -392,12 +274,6 @@ def tell(seed):
         if why:
             break
     ok(not why, "seed %d: %d lines" % (seed, len(told)), *told, why or "")
-
-
-def excused(words, said, story):
-    """Only the places differ, which are not compared."""
-    return words[1] == "map" and not story.places and (
-        "--output=json" not in words or merged(said["ours"]) == merged(said["theirs"]))
 
 
 def main():
