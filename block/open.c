@@ -232,7 +232,8 @@ static int open_format(struct blk_node *file, const struct blk_driver *drv, bool
     n->backing_urls = backing_urls ? strdup(backing_urls) : NULL;
     err = drv->open(n, o, e);
     if (!err) {
-        err = check_unused(n, o, e);
+        err = flags & BLK_O_RDWR && !(file->oflags & BLK_O_RDWR)
+              ? blk_err(e, EACCES, "Block node is read-only") : check_unused(n, o, e);
         if (!err && !strncmp(n->filename, "json:", 5) && !strcmp(n->filename, file->filename)) {
             blk_node_rename_json(n, json_pack("{s:s, s:o}", "driver", drv->name,
                                               "file", blk_node_json(file)));
@@ -471,6 +472,17 @@ static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
     return err;
 }
 
+/* Backing files are not opened, so nobody takes what is said of them. */
+static int refuse_backing_option(const struct blk_node *n, const char *ref,
+                                 const struct blk_opts *below, struct blk_error *e)
+{
+    const char *key = NULL;
+
+    blk_opts_at(below, 0, &key, NULL);
+    return blk_err(e, EINVAL, "Block format '%s' does not support the option 'backing%s%s'",
+                   n->drv->name, ref && *ref ? "" : ".", ref && *ref ? "" : key);
+}
+
 static int open_chain(struct blk_node *top, struct blk_opts *o, struct blk_error *e)
 {
     struct blk_opts *own = NULL;    /* o below the top */
@@ -481,11 +493,22 @@ static int open_chain(struct blk_node *top, struct blk_opts *o, struct blk_error
         const char *ref = blk_opts_get(o, "backing");
         struct blk_opts *bo = blk_opts_take(o, "backing.");
         bool given = blk_opts_at(bo, 0, NULL, NULL);
-        if (n->oflags & BLK_O_NO_BACKING || (ref && !*ref) || (!n->backing_name && !given)) {
+        bool wanted = given || (ref && *ref);
+        if (n->oflags & BLK_O_NO_BACKING && wanted) {
+            err = refuse_backing_option(n, ref, bo, e);
+        }
+        if (err || n->oflags & BLK_O_NO_BACKING || (ref && !*ref) || (!n->backing_name && !wanted)) {
             blk_opts_free(bo);
             break;
         }
-        if (depth >= BLK_CHAIN_MAX) {
+        if (wanted && !n->drv->backing) {
+            err = blk_err(e, EINVAL, "Driver doesn't support backing files");
+        } else if (ref) {
+            err = blk_err(e, EINVAL, given ? "Could not open backing file: Cannot reference an "
+                          "existing block device with additional options or a new filename"
+                          : "Could not open backing file: Cannot find device='%s' nor "
+                          "node-name='%s'", ref, ref);
+        } else if (depth >= BLK_CHAIN_MAX) {
             err = blk_err(e, ELOOP, "Backing chain of '%s' is longer than %u images", top->shown,
                           BLK_CHAIN_MAX);
         } else {
@@ -560,6 +583,9 @@ static void warn_of_empty_backing(const struct blk_opts *o, const char *key, con
 
 static int put_copy_on_read(struct blk_node **n, struct blk_error *e)
 {
+    if ((*n)->read_only) {
+        return blk_err(e, EINVAL, "Can't use copy-on-read on read-only device");
+    }
     struct blk_opts *none = blk_opts_new();
     int err = open_format(*n, blk_driver_find("copy-on-read"), false, none, (*n)->oflags, NULL,
                           n, e);

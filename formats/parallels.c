@@ -292,6 +292,7 @@ static const struct blk_option_desc prl_create_opts[] = {
 
 const struct blk_driver blk_parallels = {
     .name = "parallels",
+    .backing = true,
     .bitmaps = true,
     .create_opts = prl_create_opts,
     .probe = prl_probe,

@@ -365,7 +365,14 @@ static int qcow_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e
     if (err) {
         blk_err_errno(e, -err, "Could not read the qcow header");
     }
+    struct blk_opts *crypt = blk_opts_take(o, "encrypt.");
+    const char *format = blk_opts_get(crypt, "format");
     err = err ? err : check_header(h, e);
+    if (!err && format) {
+        err = blk_err(e, EINVAL, "No encryption in image header, but options specified format "
+                      "'%s'", format);
+    }
+    blk_opts_free(crypt);
     err = err ? err : open_tables(n, q, h, e);
     if (err) {
         qcow_free(q);
@@ -488,6 +495,7 @@ static const struct blk_option_desc qcow_create_opts[] = {
 
 const struct blk_driver blk_qcow = {
     .name = "qcow",
+    .backing = true,
     .facts = qcow_facts,
     .create_opts = qcow_create_opts,
     .probe = qcow_probe,

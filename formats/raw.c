@@ -31,6 +31,7 @@ static int raw_window(struct blk_node *n, struct raw_state *s, struct blk_opts *
     if (err) {
         return err;
     }
+    have = s->windowed ? blk_align_up(have, 512) : have;    /* QEMU counts sectors */
     if (s->offset > have) {
         return blk_err(e, EINVAL, "Offset (%llu) cannot be greater than size of the containing "
                        "file (%llu)", (unsigned long long)s->offset, (unsigned long long)have);
@@ -48,10 +49,8 @@ static int raw_window(struct blk_node *n, struct raw_state *s, struct blk_opts *
         return blk_err(e, EINVAL, "Offset must be a multiple of the storage's %u-byte alignment",
                        n->file->limits.req_align);
     }
-    n->size = has_size ? size : have - s->offset;
-    if (!s->windowed) {
-        n->size = blk_align_up(n->size, 512);   /* reads past the end are zeros */
-    }
+    /* Reads past the end are zeros. */
+    n->size = has_size ? size : blk_align_up(have - s->offset, 512);
     return 0;
 }
 

@@ -36,20 +36,38 @@ static int print_help(const char *format)
     return 0;
 }
 
+/* Whether it would do if what only create takes were taken, too. */
+static bool would_create(const struct amend *a, const char *format)
+{
+    const struct blk_option_desc *lists[] = { blk_amend_options(format),
+                                              blk_create_options(format) };
+    struct blk_option_desc all[64] = { 0 };
+    struct blk_opts *probe = blk_opts_new();
+    size_t n = 0;
+
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(lists); i++) {
+        for (const struct blk_option_desc *d = lists[i]; d && d->name; d++) {
+            if (n < BLK_ARRAY_SIZE(all) - 1) {
+                all[n++] = *d;
+            }
+        }
+    }
+    bool good = !img_parse_create_options(probe, all, a->options, NULL);
+    blk_opts_free(probe);
+    return good;
+}
+
 static int parse_for(const struct amend *a, const char *format, struct blk_opts *o)
 {
-    const struct blk_option_desc *create = blk_create_options(format);
     struct blk_error e = BLK_ERROR_INIT;
     int err = img_parse_create_options(o, blk_amend_options(format), a->options, &e);
 
     if (!err) {
         return 0;
     }
-    struct blk_opts *probe = blk_opts_new();
-    if (create && !img_parse_create_options(probe, create, a->options, NULL)) {
+    if (would_create(a, format)) {
         blk_error_hint(&e, "This option is only supported for image creation");
     }
-    blk_opts_free(probe);
     img_report(&e);
     return err;
 }

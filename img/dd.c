@@ -16,6 +16,7 @@
 struct args {
     const char *format, *input;
     bool image_opts, share, has_count, json;
+    bool beyond;                        /* all of the input is skipped, and more */
     uint64_t bs, count, skip;           /* count, skip: blocks of bs */
     struct convert_target target;
     struct convert c;
@@ -64,7 +65,7 @@ static void choose_range(struct args *a)
         size = BLK_MIN(size, end);
     }
     if (__builtin_mul_overflow(a->skip, a->bs, &start) || start > size) {
-        img_error("%s: cannot skip to specified offset", a->input);
+        a->beyond = true;
         start = size;
     }
     a->src.skip = start;
@@ -107,6 +108,9 @@ static int make_output(struct args *a)
         return -EIO;
     }
     a->c.dst = img_open(&im);
+    if (a->c.dst && a->beyond) {
+        img_error("%s: cannot skip to specified offset", a->input);
+    }
     return a->c.dst ? 0 : -EIO;
 }
 

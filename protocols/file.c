@@ -190,7 +190,7 @@ static int file_parse_aio(struct blk_opts *o, enum file_aio *out, struct blk_err
     else if (!strcmp(s, "io_uring") || !strcmp(s, "native"))
         *out = FILE_AIO_URING;
     else
-        return blk_err(e, EINVAL, "Parameter 'aio' does not accept value '%s'", s);
+        return blk_err(e, EINVAL, "invalid parameter value: %s", s);
     return 0;
 }
 
@@ -204,7 +204,7 @@ static int file_parse_locking(struct blk_opts *o, bool *out, struct blk_error *e
     else if (!strcmp(s, "on") || !strcmp(s, "off"))
         *out = !strcmp(s, "on");
     else
-        return blk_err(e, EINVAL, "Parameter 'locking' does not accept value '%s'", s);
+        return blk_err(e, EINVAL, "invalid parameter value: %s", s);
     return 0;
 }
 

@@ -260,9 +260,9 @@ int file_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_preal
 
 const struct blk_option_desc file_create_opts[] = {
     { "size", BLK_OPT_SIZE, "Virtual disk size", NULL },
+    { "nocow", BLK_OPT_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL },
     { "preallocation", BLK_OPT_STRING, "Preallocation mode (allowed values: off, falloc, full)",
       NULL },
-    { "nocow", BLK_OPT_BOOL, "Turn off copy-on-write (valid only on btrfs)", NULL },
     { "extent_size_hint", BLK_OPT_SIZE,
       "Extent size hint for the image file, 0 to disable", NULL },
     { NULL, BLK_OPT_STRING, NULL, NULL },

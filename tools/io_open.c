@@ -103,8 +103,6 @@ static int open_as_said(struct shell *sh, const struct io_open *o, struct blk_er
                        "which was not specified.");
     if (o->flags & BLK_O_SHARE && o->opts && blk_opts_has(o->opts, "force-share"))
         blk_opts_del(o->opts, "force-share");
-    if (o->copy_on_read && !writes)
-        return blk_err(e, EINVAL, "Can't use copy-on-read on read-only device");
     a.flags |= (o->snapshot && writes ? BLK_O_SNAPSHOT : 0u) |
                (o->copy_on_read ? BLK_O_COPY_ON_READ : 0u);
     err = blk_open(sh->loop, &a, &n, e);

@@ -9,6 +9,7 @@
 #include "formats/qcow2/check.h"
 #include "formats/qcow2/qcow2.h"
 #include <errno.h>
+#include <limits.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,7 +104,18 @@ static int read_cache_sizes(struct qcow2 *q, struct blk_opts *o, uint64_t *l2, u
     if (interval > UINT32_MAX) {
         return blk_err(e, EINVAL, "Cache clean interval too big");
     }
-    *l2 = has_all && !has_l2 && total ? total : *l2;
+    if (has_all && !has_l2 && !has_refs) {
+        uint64_t all = blk_align_up(qcow2_clusters(q, q->h.size) * qcow2_entry_bytes(q),
+                                    q->cluster_size);
+        *refs = total >= all ? total - all : BLK_MIN(total, 4ull * q->cluster_size);
+        *l2 = BLK_MIN(total, all);
+    } else if (has_all) {
+        *l2 = has_l2 ? *l2 : total - *refs;
+        *refs = has_refs ? *refs : total - *l2;
+    }
+    if (*refs / q->cluster_size > INT_MAX) {
+        return blk_err(e, EINVAL, "Refcount cache size too big");
+    }
     return 0;
 }
 
@@ -440,6 +452,7 @@ static int qcow2_info(struct blk_node *n, struct blk_info *out, struct blk_error
 
 const struct blk_driver blk_qcow2 = {
     .name = "qcow2",
+    .backing = true,
     .compresses = true,
     .create_opts = qcow2_create_opts,
     .amend_opts = qcow2_amend_opts,

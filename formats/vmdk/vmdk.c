@@ -518,6 +518,7 @@ static int vmdk_check(struct blk_node *n, struct blk_check *c, int fix, struct b
 
 const struct blk_driver blk_vmdk = {
     .name = "vmdk",
+    .backing = true,
     .create_opts = vmdk_create_opts,
     .compresses = true,
     .probe = vmdk_probe,

@@ -101,7 +101,7 @@ def looked_at(where, name, story):
 
 def is_image(path):
     with open(path, "rb") as f:
-        return f.read(4) in (b"QFI\xfb", b"KDMV", b"vhdx", b"<<< ", b"cone", b"With", b"LUKS")
+        return f.read(4) in (b"QFI\xfb", b"KDMV", b"vhdx", b"<<< ", b"cone", b"With", b"LUKS", b"# Di")
 
 
 def files(where):
