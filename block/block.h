@@ -357,7 +357,8 @@ enum {
     BLK_O_NO_BACKING  = 1u << 4,    /* do not open backing files */
     BLK_O_SHARE       = 1u << 5,    /* -U: take no locks */
     BLK_O_CHECK       = 1u << 6,    /* for check/repair: open what is damaged */
-    BLK_O_UNMAP       = 1u << 7,    /* pass discards down */
+    BLK_O_UNMAP       = 1u << 7,    /* discards are done, zeros may deallocate; what an image
+                                       lies on has it unless its options say otherwise */
     BLK_O_NO_IO       = 1u << 8,    /* metadata only (info): guest data is not read */
     BLK_O_NO_PROBE    = 1u << 9,    /* format given is required, never guessed */
     BLK_O_RESIZE      = 1u << 10,   /* internal: will truncate */
@@ -365,6 +366,8 @@ enum {
                                        images: a guest's disk, the source of a convert */
     BLK_O_SNAPSHOT    = 1u << 12,   /* what is written is gone when the image is closed */
     BLK_O_COPY_ON_READ= 1u << 13,   /* what is read from backing files is kept in the image */
+    BLK_O_DETECT_ZEROES = 1u << 14, /* writes of nothing but zeros are WRITE_ZEROES */
+    BLK_O_DETECT_UNMAP  = 1u << 15, /* with that: they may deallocate */
 };
 
 enum blk_cap { BLK_CAP_NONE, BLK_CAP_EMULATED, BLK_CAP_NATIVE };

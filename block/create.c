@@ -90,7 +90,8 @@ static int create_storage(struct create_args *a, bool whole_size)
 static int open_storage(struct create_args *a, struct blk_node **file)
 {
     struct blk_opts *fo = blk_opts_new();
-    int err = blk_open_protocol(a->l, a->filename, fo, BLK_O_RDWR | BLK_O_RESIZE, file, a->e);
+    int err = blk_open_protocol(a->l, a->filename, fo, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP,
+                                file, a->e);
     blk_opts_free(fo);
     if (!err && (err = blk_lock_storage(*file, BLK_LOCK_FORMAT, a->e))) {
         blk_close(*file, NULL);

@@ -91,6 +91,8 @@ struct blk_driver {
     bool over_images;               /* filters: below may be an image of any format, with a
                                        backing chain, if its driver is said */
     const char *child;              /* filters: what options call n->file; NULL: "file" */
+    const char *const *naming;      /* formats: options without which the image is another one,
+                                       and so part of its name; NULL-terminated */
     bool backing;                   /* formats: an image may have a backing file */
     bool bitmaps;                   /* formats: QEMU keeps bitmaps there; see bitmap_has() */
     const char *const *schemes;     /* protocols and filters: URL schemes, NULL-terminated */

@@ -99,6 +99,12 @@ int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts 
 int blk_probe_format(struct blk_node *file, const struct blk_driver **drv, bool *guessed,
                      struct blk_error *e);
 
+/* Whether a write has to be looked at: what is only zeros is written as such. */
+static inline bool blk_may_be_zeros(const struct blk_node *n, const struct blk_req *req)
+{
+    return n->oflags & BLK_O_DETECT_ZEROES && !(req->flags & BLK_REQ_INTERNAL);
+}
+
 /* on_top.c: a temporary overlay above *n, which becomes it; flags: its own. Fiber. */
 int blk_put_overlay(struct blk_node **n, unsigned flags, struct blk_error *e);
 

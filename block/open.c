@@ -23,7 +23,7 @@
 
 #define ON_TOP_FLAGS (BLK_O_SNAPSHOT | BLK_O_COPY_ON_READ)
 /* Flags that only the root of a graph has. */
-#define ROOT_FLAGS (BLK_O_WRITETHROUGH | ON_TOP_FLAGS)
+#define ROOT_FLAGS (BLK_O_WRITETHROUGH | BLK_O_DETECT_ZEROES | BLK_O_DETECT_UNMAP | ON_TOP_FLAGS)
 
 /* ---- options ---------------------------------------------------------------------- */
 
@@ -44,8 +44,11 @@ static bool is_node_name(const char *s)
     return !s[len] && len && !strspn(s, "0123456789-._");
 }
 
-/* Options every node accepts and the core itself reads. */
-static int take_common(struct blk_opts *o, unsigned *flags, struct blk_error *e)
+/* Options every node accepts and the core itself reads.  A value of the first few that is
+ * none is complained of at once, the rest, which goes to *later, when what the node lies on
+ * is open. */
+static int take_common(struct blk_opts *o, unsigned *flags, struct blk_error *e,
+                       struct blk_error *later)
 {
     bool ro = !(*flags & BLK_O_RDWR), direct = *flags & BLK_O_DIRECT;
     bool no_flush = *flags & BLK_O_NO_FLUSH, share = *flags & BLK_O_SHARE;
@@ -59,6 +62,7 @@ static int take_common(struct blk_opts *o, unsigned *flags, struct blk_error *e)
         (err = blk_opts_get_bool(o, "force-share", &share, e))) {
         return err;
     }
+    e = later;
     if (share && !ro) {
         return blk_err(e, EINVAL, "force-share=on can only be used with read-only images");
     }
@@ -71,8 +75,11 @@ static int take_common(struct blk_opts *o, unsigned *flags, struct blk_error *e)
     if (detect && strcmp(detect, "on") && strcmp(detect, "off") && strcmp(detect, "unmap")) {
         return blk_err(e, EINVAL, "invalid parameter value: %s", detect);
     }
-    if (detect && strcmp(detect, "off")) {
-        return blk_err(e, ENOTSUP, "detect-zeroes=%s is not supported", detect);
+    bool unmap = discard ? !strcmp(discard, "unmap") || !strcmp(discard, "on")
+                         : (*flags & BLK_O_UNMAP) != 0;
+    if (detect && !strcmp(detect, "unmap") && !unmap) {
+        return blk_err(e, EINVAL, "setting detect-zeroes to unmap is not allowed without setting "
+                       "discard operation to unmap");
     }
     const char *node = blk_opts_get(o, "node-name");
     if (node && !is_node_name(node)) {
@@ -81,10 +88,21 @@ static int take_common(struct blk_opts *o, unsigned *flags, struct blk_error *e)
     if (node && strlen(node) > 31) {
         return blk_err(e, EINVAL, "Node name too long");
     }
-    *flags &= ~(BLK_O_RDWR | BLK_O_DIRECT | BLK_O_NO_FLUSH | BLK_O_SHARE);
+    *flags &= ~(unsigned)(BLK_O_RDWR | BLK_O_DIRECT | BLK_O_NO_FLUSH | BLK_O_SHARE | BLK_O_UNMAP |
+                          BLK_O_DETECT_ZEROES | BLK_O_DETECT_UNMAP);
+    *flags |= unmap ? BLK_O_UNMAP : 0;
+    if (detect && strcmp(detect, "off")) {
+        *flags |= BLK_O_DETECT_ZEROES | (strcmp(detect, "on") ? BLK_O_DETECT_UNMAP : 0);
+    }
     *flags |= (ro ? 0 : BLK_O_RDWR) | (direct ? BLK_O_DIRECT : 0) |
               (no_flush ? BLK_O_NO_FLUSH : 0) | (share ? BLK_O_SHARE : 0);
     return 0;
+}
+
+/* What lies below an image has its flags, and does the discards that the image passes on. */
+static unsigned below_flags(unsigned flags)
+{
+    return (flags & ~(unsigned)ROOT_FLAGS) | BLK_O_UNMAP;
 }
 
 /* ---- protocol nodes -------------------------------------------------------------------- */
@@ -105,7 +123,7 @@ int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts 
     if (!drv || !drv->protocol) {
         return blk_err(e, EINVAL, "Unknown driver '%s'", drvname);
     }
-    if ((err = take_common(o, &flags, e))) {
+    if ((err = take_common(o, &flags, e, e))) {
         return err;
     }
     if (!name && !drvname) {
@@ -212,6 +230,42 @@ int blk_probe_format(struct blk_node *file, const struct blk_driver **drv, bool 
     return *drv ? 0 : blk_err(e, EINVAL, "Could not determine image format: no format drivers");
 }
 
+static bool is_naming(const struct blk_driver *drv, const char *key)
+{
+    for (const char *const *k = drv->naming; k && *k; k++) {
+        if (!strcmp(*k, key)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What an image is called that only its options describe, with keys in QEMU's order; NULL:
+ * its file's name says it all. */
+static json_t *name_by_options(const struct blk_node *file, const struct blk_driver *drv,
+                               const struct blk_opts *o)
+{
+    static const char *const keys[] = { "offset", "encrypt.key-secret", "driver", "size", "file",
+                                        "key-secret" };
+    bool any = !strncmp(file->filename, "json:", 5);
+    json_t *v = json_object();
+
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(keys); i++) {
+        if (!strcmp(keys[i], "driver")) {
+            json_object_set_new(v, "driver", json_string(drv->name));
+        } else if (!strcmp(keys[i], "file")) {
+            json_object_set_new(v, "file", blk_node_json(file));
+        } else if (is_naming(drv, keys[i]) && blk_opts_has(o, keys[i])) {
+            json_object_set_new(v, keys[i], blk_opts_json(o, keys[i]));
+            any = true;
+        }
+    }
+    if (!any) {
+        json_decref(v);
+    }
+    return any ? v : NULL;
+}
+
 static int open_format(struct blk_node *file, const struct blk_driver *drv, bool guessed,
                        struct blk_opts *o, unsigned flags, const char *backing_urls,
                        struct blk_node **out, struct blk_error *e)
@@ -230,18 +284,20 @@ static int open_format(struct blk_node *file, const struct blk_driver *drv, bool
     }
     n->guessed_raw = guessed && !n->read_only;
     n->backing_urls = backing_urls ? strdup(backing_urls) : NULL;
+    json_t *name = name_by_options(file, drv, o);
     err = drv->open(n, o, e);
     if (!err) {
         err = flags & BLK_O_RDWR && !(file->oflags & BLK_O_RDWR)
               ? blk_err(e, EACCES, "Block node is read-only") : check_unused(n, o, e);
-        if (!err && !strncmp(n->filename, "json:", 5) && !strcmp(n->filename, file->filename)) {
-            blk_node_rename_json(n, json_pack("{s:s, s:o}", "driver", drv->name,
-                                              "file", blk_node_json(file)));
+        if (!err && name && !strcmp(n->filename, file->filename)) {
+            blk_node_rename_json(n, name);
+            name = NULL;
         }
         if (err && drv->close) {
             drv->close(n, NULL);
         }
     }
+    json_decref(name);
     if (err) {
         n->file = NULL;
         if (n->data_file) {
@@ -314,9 +370,9 @@ static int open_below(struct blk_loop *l, const char *filename, const struct blk
         err = drv ? blk_err(e, EINVAL, "A block device must be specified for \"%s\"", child)
                   : blk_err(e, EINVAL, "Must specify either driver or file");
     } else if (drv && drv->over_images && !place->storage && blk_opts_has(fo, "driver")) {
-        err = open_image(l, filename, NULL, fo, flags, place, out, e);
+        err = open_image(l, filename, NULL, fo, below_flags(flags), place, out, e);
     } else {
-        err = open_storage(l, filename, fo, flags & ~ROOT_FLAGS, place, out, e);
+        err = open_storage(l, filename, fo, below_flags(flags), place, out, e);
     }
     blk_opts_free(fo);
     return err;
@@ -348,9 +404,11 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
         }
         return err;
     }
-    /* The layer's own options are complained of when what it lies on is open. */
     struct blk_error later = BLK_ERROR_INIT;
-    int common = take_common(o, &flags, &later);
+    int common = take_common(o, &flags, e, &later);
+    if (common && !later.err) {
+        return common;
+    }
     err = open_below(l, filename, drv, o, flags, place, &file, e);
     if (err) {
         return err;
@@ -443,7 +501,7 @@ static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
     if (blk_opts_has(o, "driver")) {
         format = NULL;
     }
-    unsigned flags = n->oflags & ~(BLK_O_RDWR | BLK_O_CHECK | ROOT_FLAGS | BLK_O_RESIZE);
+    unsigned flags = below_flags(n->oflags) & ~(unsigned)(BLK_O_RDWR | BLK_O_CHECK | BLK_O_RESIZE);
     struct blk_opts *given = blk_opts_at(o, 0, NULL, NULL) ? blk_opts_dup(o) : NULL;
     struct blk_node *b = NULL;
     flags |= more;
@@ -587,8 +645,8 @@ static int put_copy_on_read(struct blk_node **n, struct blk_error *e)
         return blk_err(e, EINVAL, "Can't use copy-on-read on read-only device");
     }
     struct blk_opts *none = blk_opts_new();
-    int err = open_format(*n, blk_driver_find("copy-on-read"), false, none, (*n)->oflags, NULL,
-                          n, e);
+    int err = open_format(*n, blk_driver_find("copy-on-read"), false, none,
+                          (*n)->oflags & ~(unsigned)BLK_O_DETECT_ZEROES, NULL, n, e);
 
     blk_opts_free(none);
     return err;
@@ -619,7 +677,8 @@ static int open_image(struct blk_loop *l, const char *filename, const char *form
     }
     err = open_layer(l, filename, format, o, own, place, &n, e);
     if (!err) {
-        err = open_chain(n, chain, e);
+        err = own & BLK_O_RDWR && !(n->oflags & BLK_O_RDWR)
+              ? blk_err(e, EACCES, "Block node is read-only") : open_chain(n, chain, e);
     }
     if (!err && flags & BLK_O_SNAPSHOT) {
         err = blk_put_overlay(&n, flags & ~(unsigned)ON_TOP_FLAGS, e);
@@ -667,7 +726,7 @@ static int open_named(struct blk_node *n, const char *full, struct blk_opts *o,
                       enum blk_lock_use use, struct blk_node **out, struct blk_error *e)
 {
     struct layer_place place = { NULL, n->backing_urls, false };
-    int err = open_storage(n->loop, full, o, n->oflags & ~ROOT_FLAGS, &place, out, e);
+    int err = open_storage(n->loop, full, o, below_flags(n->oflags), &place, out, e);
 
     if (!err && (err = blk_lock_storage(*out, use, e))) {
         blk_close(*out, NULL);
@@ -732,7 +791,7 @@ int blk_open_second(struct blk_node *n, const char *prefix, struct blk_opts *o,
     const char *name = blk_opts_get(o, "x-image");
     int err = name || blk_opts_at(so, 0, NULL, NULL) ? 0
               : blk_err(e, EINVAL, "A block device must be specified for \"%s\"", prefix);
-    err = err ? err : open_image(n->loop, name, NULL, so, n->oflags, &place, &more->node, e);
+    err = err ? err : open_image(n->loop, name, NULL, so, below_flags(n->oflags), &place, &more->node, e);
     blk_opts_free(so);
     if (err) {
         free(more);

@@ -189,6 +189,7 @@ static bool needs_core(const struct blk_node *n, const struct blk_req *req, uint
     case BLK_WRITE:
         return (lim->max_transfer && req->length > lim->max_transfer) ||
                (uint32_t)req->iovcnt > max_iov ||
+               blk_may_be_zeros(n, req) ||
                ((req->flags & BLK_REQ_FUA) && n->can_fua != BLK_CAP_NATIVE) ||
                (lim->mem_align > 1 && !iov_aligned(req, lim->mem_align)) ||
                blk_serial_conflict(n, req);
@@ -258,6 +259,13 @@ static void req_submit_at(struct blk_node *n, struct blk_req *req)
         if (err) {
             blk_complete(req, err);
             return;
+        }
+        if (!(n->oflags & BLK_O_UNMAP)) {
+            if (req->op == BLK_DISCARD) {
+                blk_complete(req, 0);       /* advisory, and not wanted */
+                return;
+            }
+            req->flags &= ~(unsigned)BLK_REQ_MAY_UNMAP;
         }
         if (n->oflags & BLK_O_WRITETHROUGH && req->op != BLK_DISCARD) {
             req->flags |= BLK_REQ_FUA;

@@ -413,6 +413,26 @@ static int slow_zeroes(struct blk_node *n, const struct blk_req *req)
     return err ? err : zero_edge(n, req, BLK_MAX(head, tail), end);
 }
 
+static bool is_all_zeros(const struct blk_req *req)
+{
+    for (int i = 0; i < req->iovcnt; i++) {
+        if (!blk_is_zero(req->iov[i].iov_base, req->iov[i].iov_len)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int write_as_zeroes(struct blk_node *n, const struct blk_req *req)
+{
+    struct blk_req zeroes = *req;
+
+    zeroes.op = BLK_WRITE_ZEROES;
+    zeroes.flags &= ~(unsigned)BLK_REQ_COMPRESSED;
+    zeroes.flags |= n->oflags & BLK_O_DETECT_UNMAP ? BLK_REQ_MAY_UNMAP : 0u;
+    return slow_zeroes(n, &zeroes);
+}
+
 static int slow_discard(struct blk_node *n, const struct blk_req *req)
 {
     uint64_t a = BLK_MAX(n->limits.discard_align, n->limits.req_align);
@@ -442,7 +462,8 @@ static int slow_dispatch(struct blk_node *n, struct blk_req *req)
     case BLK_READ:
         return slow_read(n, req);
     case BLK_WRITE:
-        err = slow_write_body(n, req);
+        err = blk_may_be_zeros(n, req) && is_all_zeros(req) ? write_as_zeroes(n, req)
+                                                            : slow_write_body(n, req);
         break;
     case BLK_WRITE_ZEROES:
         err = slow_zeroes(n, req);

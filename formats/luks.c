@@ -242,8 +242,11 @@ static const struct blk_option_desc amend_opts[] = {
     { NULL, BLK_OPT_STRING, NULL, NULL },
 };
 
+static const char *const luks_naming[] = { "key-secret", NULL };
+
 const struct blk_driver blk_luks = {
     .name = "luks",
+    .naming = luks_naming,
     .create_opts = create_opts,
     .amend_opts = amend_opts,
     .probe = luks_probe,

@@ -248,9 +248,11 @@ json_t *luks_info(const struct luks_header *h)
         json_object_set_new(o, "active", json_boolean(s->active));
         if (s->active) {
             json_object_set_new(o, "iters", json_integer(s->iterations));
-            json_object_set_new(o, "stripes", json_integer(LUKS_STRIPES));
         }
         json_object_set_new(o, "key-offset", json_integer((json_int_t)s->sector * CRYPTO_SECTOR));
+        if (s->active) {
+            json_object_set_new(o, "stripes", json_integer(LUKS_STRIPES));
+        }
         json_array_append_new(slots, o);
     }
     json_object_set_new(j, "slots", slots);

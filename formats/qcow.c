@@ -493,8 +493,11 @@ static const struct blk_option_desc qcow_create_opts[] = {
     { NULL, BLK_OPT_STRING, NULL, NULL },
 };
 
+static const char *const qcow_naming[] = { "encrypt.key-secret", NULL };
+
 const struct blk_driver blk_qcow = {
     .name = "qcow",
+    .naming = qcow_naming,
     .backing = true,
     .facts = qcow_facts,
     .create_opts = qcow_create_opts,

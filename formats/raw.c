@@ -8,7 +8,6 @@
  */
 #include "block/driver.h"
 #include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,15 +53,6 @@ static int raw_window(struct blk_node *n, struct raw_state *s, struct blk_opts *
     return 0;
 }
 
-/* A window is called by its options, in QEMU's order. */
-static void raw_name(struct blk_node *n, const struct blk_opts *o)
-{
-    json_t *v = json_pack("{s:o*, s:s, s:o*, s:o}", "offset", blk_opts_json(o, "offset"),
-                          "driver", "raw", "size", blk_opts_json(o, "size"),
-                          "file", blk_node_json(n->file));
-    blk_node_rename_json(n, v);
-}
-
 static int raw_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 {
     struct raw_state *s = calloc(1, sizeof(*s));
@@ -73,9 +63,6 @@ static int raw_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
     if (err) {
         free(s);
         return err;
-    }
-    if (s->windowed) {
-        raw_name(n, o);
     }
     n->limits = n->file->limits;
     n->can_zero = n->file->can_zero;
@@ -198,8 +185,11 @@ static int raw_stream(struct blk_opts *o, const struct blk_stream *s, struct blk
     return err ? blk_err_errno(e, -err, "Could not write the image") : 0;
 }
 
+static const char *const raw_naming[] = { "offset", "size", NULL };
+
 const struct blk_driver blk_raw = {
     .name = "raw",
+    .naming = raw_naming,
     .create_opts = raw_create_opts,
     .open = raw_open,
     .close = raw_close,

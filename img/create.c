@@ -45,8 +45,11 @@ static int look_at_backing(struct blk_opts *o, const char *name, const struct cr
     struct blk_open_args args = { .filename = full, .format = format, .flags = BLK_O_SHARE | BLK_O_NO_IO,
                                   .backing_urls = img_backing_urls };
     struct blk_node *n = NULL;
-    int err = blk_open(img_loop(), &args, &n, e);
 
+    if (!full) {
+        return blk_err(e, EINVAL, "Cannot use relative backing file names for '%s'", c->filename);
+    }
+    int err = blk_open(img_loop(), &args, &n, e);
     free(full);
     if (err) {
         blk_error_hint(e, "Could not open backing image.");

@@ -20,15 +20,13 @@ static void report_open(const struct img_image *im, const struct blk_error *e)
 /* -U against force-share=off in the list is a contradiction, not a default. */
 static int take_force_share(struct blk_opts *o, unsigned *flags)
 {
-    struct blk_error e = BLK_ERROR_INIT;
     bool asked = *flags & BLK_O_SHARE, share = asked;
 
     if (!blk_opts_has(o, "force-share")) {
         return 0;
     }
-    if (blk_opts_get_bool(o, "force-share", &share, &e)) {
-        img_report(&e);
-        return -EINVAL;
+    if (blk_opts_get_bool(o, "force-share", &share, NULL)) {
+        return 0;                       /* refused when the image is opened */
     }
     if (asked && !share) {
         img_error("--force-share/-U conflicts with image options");

@@ -106,10 +106,6 @@ static int open_as_said(struct shell *sh, const struct io_open *o, struct blk_er
     a.flags |= (o->snapshot && writes ? BLK_O_SNAPSHOT : 0u) |
                (o->copy_on_read ? BLK_O_COPY_ON_READ : 0u);
     err = blk_open(sh->loop, &a, &n, e);
-    if (!err && writes && blk_read_only(n)) {
-        blk_close(n, NULL);
-        err = blk_err(e, EACCES, "Block node is read-only");
-    }
     sh->node = err ? NULL : n;
     return err;
 }

@@ -450,8 +450,11 @@ static int qcow2_info(struct blk_node *n, struct blk_info *out, struct blk_error
     return 0;
 }
 
+static const char *const qcow2_naming[] = { "encrypt.key-secret", NULL };
+
 const struct blk_driver blk_qcow2 = {
     .name = "qcow2",
+    .naming = qcow2_naming,
     .backing = true,
     .compresses = true,
     .create_opts = qcow2_create_opts,

@@ -8,6 +8,7 @@ files, snapshots, bitmaps, keys and damage.  Compared is what random.t compares.
 """
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -92,7 +93,7 @@ OPTIONS = {
              "preallocation=full", "slot=1", "state=active", "new-secret=k", "old-secret=k", "slot=N"],
 }
 IMAGE_OPTS = ["driver=qcow2", "driver=raw", "driver=luks", "driver=vdi", "driver=file", "driver=nosuch", "file.filename=", "filename=", "file.driver=file",
-              "file.driver=x", "read-only=on", "read-only=off", "auto-read-only=on", "cache.direct=on", "cache.no-flush=on", "cache.direct=x",
+              "file.driver=x", "read-only=on", "read-only=off", "auto-read-only=on", "cache.direct=on", "cache.no-flush=on", 
               "discard=unmap", "discard=x", "detect-zeroes=off", "force-share=on", "lazy-refcounts=on", "overlap-check=all", "overlap-check=x",
               "l2-cache-size=64k", "l2-cache-size=N", "cache-size=N", "refcount-cache-size=N", "cache-clean-interval=5", "backing.driver=raw",
               "backing=", "backing.file.filename=base", "file.locking=off", "file.aio=threads", "file.aio=x", "key-secret=k", "encrypt.key-secret=k",
@@ -116,6 +117,8 @@ class Line:
             words[0 if program == "qemu-io" else 1:0] = SECRET
         if self.some(.02) and program == "qemu-img":
             words.insert(r.randrange(1, len(words) + 1), r.choice(["-x", "--nosuch", "extra", "--", "-q", "-U", "--object", "-f"]))
+        if "resize" in words or any("preallocation=" in str(w) for w in words):   # the disk has other users
+            words = [re.sub(r"\b1[GT]\b", "3M", str(w)) for w in words]
         self.words = [program, *map(str, words)]
 
     def some(self, chance):
@@ -149,7 +152,7 @@ class Line:
         out = []
         while self.some(chance):
             some = [self.filled(self.r.choice(OPTIONS.get(fmt, OPTIONS["raw"]))) for _ in range(self.r.choice([1, 1, 2, 3]))]
-            out += [flag, ",".join(some)]
+            out += [flag, ",".join({s.split("=")[0]: s for s in some}.values())]
             chance = .15
         return out
 
@@ -224,7 +227,10 @@ class Line:
     def do_rebase(self):
         name = self.r.choice(["top", "mid", "ext", "orphan", "base", self.image()])
         to = self.r.choice(["", "base", "mid", "base.raw", "zeros", "gone", "top", "v2", self.image()])
-        return ["rebase", *self.any((.3, "-u"), (.1, "-q"), (.1, "-c"), (.05, "-U"), (.1, ["-t", self.r.choice(CACHES)]),
+        unsafe = ["-u"] * self.some(.3)
+        if unsafe and to in ("top", "mid", name):
+            to = "v2"                       # `backing-loops`
+        return ["rebase", *unsafe, *self.any((.1, "-q"), (.1, "-c"), (.05, "-U"), (.1, ["-t", self.r.choice(CACHES)]),
                                     (.1, ["-T", self.r.choice(CACHES)])),
                 *(["-b", to] if self.some(.9) else []), *self.with_format(to, "-F"), *self.with_format(name), name]
 
@@ -328,7 +334,10 @@ class As:
 
 def tell(stock, seed):
     words = Line(seed).words
-    said = {w: masked(execute(stock.dirs[w], w, words), MASKS + UNLIKE) for w in PROGRAMS}
+    try:
+        said = {w: masked(execute(stock.dirs[w], w, words), MASKS + UNLIKE) for w in PROGRAMS}
+    except subprocess.TimeoutExpired as e:
+        return "seed %d: %s" % (seed, e)
     if "Sanitizer" in said["ours"] or said["ours"] != said["theirs"]:
         why = compared(said["ours"], said["theirs"])
     else:

@@ -14,7 +14,7 @@ static struct blk_loop *loop;
 static int open_filter(const char *opts, struct blk_node **n, struct blk_error *e)
 {
     struct blk_opts *o = blk_opts_new();
-    struct blk_open_args a = { .opts = o, .flags = BLK_O_RDWR };
+    struct blk_open_args a = { .opts = o, .flags = BLK_O_RDWR | BLK_O_UNMAP };
     int ret;
 
     assert_int_equal(blk_opts_parse(o, opts, "driver", e), 0);

@@ -297,7 +297,7 @@ static void status_tells_holes_from_data(void **state)
         memset(buf, 1, sizeof(buf));
         place_make(&p, memory, NULL);
         place_size(&p, 1 << 20);
-        place_open(&p, BLK_O_RDWR);
+        place_open(&p, BLK_O_RDWR | BLK_O_UNMAP);
         st = do_status(&p, 0, 1 << 20);
         assert_int_equal(st.flags & (BLK_ST_DATA | BLK_ST_ZERO), BLK_ST_ZERO);
         assert_int_equal(st.length, 1 << 20);
@@ -356,7 +356,7 @@ static void zeroes_keep_or_free_space_as_asked(void **state)
     for (int memory = 0; memory < 2; memory++) {
         struct place p;
         place_make(&p, memory, NULL);
-        place_open(&p, BLK_O_RDWR);
+        place_open(&p, BLK_O_RDWR | BLK_O_UNMAP);
         memset(buf, 9, sizeof(buf));
         assert_int_equal(do_write(&p, 0, buf, sizeof(buf)), 0);
         assert_int_equal(do_zero(&p, 0, 1 << 19, 0), 0);
