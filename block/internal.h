@@ -88,6 +88,9 @@ void blk_req_enter(struct blk_node *n, struct blk_req *req);
 struct blk_node *blk_node_new(struct blk_loop *l, const struct blk_driver *drv,
                               const char *filename, unsigned oflags);
 void blk_node_free(struct blk_node *n);
+/* A file named in n's image, relative to n's own, or to what that lies on where only options
+ * describe n; malloc'd, NULL: no memory, or there is no such place. */
+char *blk_resolve_beside(const struct blk_node *n, const char *name);
 
 /* open.c: the protocol node for a name or its options ("filename", "driver"). */
 /* Take the image locks of the protocol node at or below n. Fiber. */

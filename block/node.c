@@ -119,6 +119,14 @@ json_t *blk_node_json(const struct blk_node *n)
                                "filename", bare ? NULL : n->filename);
 }
 
+char *blk_resolve_beside(const struct blk_node *n, const char *name)
+{
+    while (n->file && !strncmp(n->filename, "json:", 5)) {
+        n = n->file;
+    }
+    return blk_resolve_name(n->filename, name);
+}
+
 void blk_node_free(struct blk_node *n)
 {
     blk_chainmap_free(n->chainmap);
@@ -141,6 +149,7 @@ void blk_filter_inherit(struct blk_node *n)
     n->can_grow = c->can_grow;
     n->starts_as_zeros = c->starts_as_zeros;
     n->limits = c->limits;
+    n->limits.zero_align = n->limits.discard_align = 0;     /* c sees to those itself */
     n->can_zero = c->can_zero;
     n->can_discard = c->can_discard;
     n->can_fua = c->can_fua;
@@ -571,7 +580,7 @@ static int info_fiber(void *arg)
     struct blk_node *n = a->n;
     if (n->backing_name) {
         a->out->backing_name = strdup(n->backing_name);
-        a->out->backing_full = blk_resolve_name(n->filename, n->backing_name);
+        a->out->backing_full = blk_resolve_beside(n, n->backing_name);
     }
     if (n->backing_format) {
         a->out->backing_format = strdup(n->backing_format);

@@ -37,6 +37,7 @@ int blk_put_overlay(struct blk_node **n, unsigned flags, struct blk_error *e)
     char path[512];
     struct blk_open_args a = { .filename = path, .format = "qcow2",
                                .flags = flags | BLK_O_RDWR | BLK_O_NO_BACKING };
+    a.flags &= ~(unsigned)BLK_O_SHARE;
     struct blk_node *top = NULL;
     int err = make_overlay((*n)->loop, (*n)->size, path, sizeof(path), e);
 

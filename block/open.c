@@ -493,7 +493,7 @@ static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
 
     if (!blk_opts_has(o, "filename") && !blk_opts_has(o, "file.filename") && n->backing_name) {
         err = blk_check_inner_name(n, n->backing_name, e);
-        name = err ? NULL : blk_resolve_name(n->filename, n->backing_name);
+        name = err ? NULL : blk_resolve_beside(n, n->backing_name);
         if (!err && !name) {
             err = blk_err(e, ENOMEM, "Cannot allocate memory");
         }
@@ -766,7 +766,7 @@ int blk_open_more(struct blk_node *n, const char *prefix, const char *name, stru
     int err = 0;
     if (name && !blk_opts_has(o, "filename")) {
         err = blk_check_inner_name(n, name, e);
-        full = err ? NULL : blk_resolve_name(n->filename, name);
+        full = err ? NULL : blk_resolve_beside(n, name);
         err = err || full ? err : -ENOMEM;
     }
     err = err ? err : open_named(n, full, o, BLK_LOCK_FORMAT, &more->node, e);

@@ -190,6 +190,10 @@ int luks_header_read(const struct luks_place *at, struct luks_header *h, struct 
     int err;
 
     *h = (struct luks_header){ 0 };
+    if (at->len < LH_END &&
+        !co_read(at->node, at->offset, buf, sizeof(magic)) && memcmp(buf, magic, sizeof(magic))) {
+        return blk_err(e, EINVAL, "Volume is not in LUKS format");
+    }
     if (at->len < LH_END) {
         return blk_err(e, EINVAL, "Unable to read LUKS header: it is %llu bytes long",
                        (unsigned long long)at->len);

@@ -15,7 +15,7 @@
 
 struct raw_state {
     uint64_t offset;
-    bool windowed;
+    bool windowed, has_size;
 };
 
 /* [offset, offset+*size) of have bytes, QEMU's words when it does not fit. */
@@ -23,7 +23,7 @@ static int raw_window(struct blk_node *n, struct raw_state *s, struct blk_opts *
                       struct blk_error *e)
 {
     uint64_t size = 0, end;
-    bool has_size = blk_opts_has(o, "size");
+    bool has_size = s->has_size = blk_opts_has(o, "size");
     s->windowed = has_size || blk_opts_has(o, "offset");
     int err = blk_opts_get_size(o, "offset", &s->offset, e);
     err = err ? err : blk_opts_get_size(o, "size", &size, e);
@@ -125,11 +125,15 @@ static int raw_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk
                         struct blk_error *e)
 {
     const struct raw_state *s = n->state;
-    if (s->windowed) {
+    uint64_t end;
+    if (s->has_size) {
         return blk_err(e, ENOTSUP, "Cannot resize fixed-size raw disks");
     }
-    int err = blk_truncate(n->file, size, shrink, p, e);
-    if (!err && n->file->size != size) {
+    if (blk_add_overflow(size, s->offset, &end) || end > INT64_MAX) {
+        return blk_err(e, EINVAL, "Disk size too large for the chosen offset");
+    }
+    int err = blk_truncate(n->file, end, shrink, p, e);
+    if (!err && n->file->size != end) {
         return blk_err(e, ENOTSUP, "Cannot resize device files");
     }
     if (!err) {

@@ -56,7 +56,6 @@ static bool cmd_sleep(struct shell *sh, int argc, char **argv)
         printf("%s is not a valid number\n", argv[1]);
         return false;
     }
-    fflush(stdout);             /* what came before is read meanwhile */
     uint64_t ns = (uint64_t)BLK_MIN(ms, LONG_MAX / 2000000) * 1000000;
     return blk_run(sh->loop, sleep_fiber, &ns) == 0;
 }
