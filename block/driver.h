@@ -88,6 +88,7 @@ struct blk_driver {
     bool compresses;                /* takes BLK_REQ_COMPRESSED; filters pass it on */
     bool filter;                    /* passes n->file through: status, truncate and length
                                        need not be there; see blk_filter_inherit() */
+    bool keeps_writes;              /* filters: n->file is not written, it may be read-only */
     bool over_images;               /* filters: below may be an image of any format, with a
                                        backing chain, if its driver is said */
     const char *child;              /* filters: what options call n->file; NULL: "file" */

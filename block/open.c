@@ -287,7 +287,7 @@ static int open_format(struct blk_node *file, const struct blk_driver *drv, bool
     json_t *name = name_by_options(file, drv, o);
     err = drv->open(n, o, e);
     if (!err) {
-        err = flags & BLK_O_RDWR && !(file->oflags & BLK_O_RDWR)
+        err = flags & BLK_O_RDWR && !(file->oflags & BLK_O_RDWR) && !drv->keeps_writes
               ? blk_err(e, EACCES, "Block node is read-only") : check_unused(n, o, e);
         if (!err && name && !strcmp(n->filename, file->filename)) {
             blk_node_rename_json(n, name);

@@ -209,6 +209,7 @@ static int scratch_close(struct blk_node *n, struct blk_error *e)
 const struct blk_driver blk_scratch = {
     .name = "scratch",
     .filter = true,
+    .keeps_writes = true,
     .open = scratch_open,
     .close = scratch_close,
     .submit = scratch_submit,

@@ -319,6 +319,7 @@ int qcow2_alloc(struct qcow2 *q, uint64_t want, bool exact, struct qcow2_space *
     if (err) {
         return err;
     }
+    q->bm.touched = true;
     co_lock(&q->alloc_lock);
     err = alloc_locked(q, want, exact, out);
     co_unlock(&q->alloc_lock);

@@ -69,6 +69,7 @@ struct qcow2_bitmaps {
     bool foreign;                               /* the directory lies over other metadata */
     bool lost;                                  /* an extension that must go */
     bool listed;                                /* the directory is to be written */
+    bool touched;                               /* something of the image was written */
     bool tracking;                              /* guest writes have to be recorded */
     bool paused;                                /* the writes are our own */
     struct co_mutex lock;                       /* marking */
@@ -113,6 +114,9 @@ int qcow2_bitmaps_resize_end(struct qcow2 *q);
 /* IN_USE, durably, for bitmaps that are about to differ from the file: the enabled
  * ones, or all. Fiber. */
 int qcow2_bitmaps_mark(struct qcow2 *q, bool all);
+/* When something of the image was written, all bitmaps are, as QEMU does when an image is
+ * closed: clusters come to lie at the same places.  What cannot be read stays.  Fiber. */
+void qcow2_bitmaps_renew(struct qcow2 *q);
 /* Write what changed. Fiber; nothing in flight. */
 int qcow2_bitmaps_store(struct qcow2 *q, struct blk_error *e);
 /* The header extension, QX_BYTES of it. */

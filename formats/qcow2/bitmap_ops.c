@@ -136,6 +136,9 @@ int qcow2_bitmap_change(struct blk_node *n, enum blk_bitmap_op op, const char *n
         err = add(q, name, granularity, e);
     } else if (op == BLK_BITMAP_REMOVE) {
         err = drop(q, name, e);
+        /* At once, and the rest when the image is closed: as QEMU does. */
+        err = err ? err : qcow2_bitmaps_store(q, e);
+        err = err ? err : qcow2_flush(q);
     } else if (!(err = get(q, name, &b, e))) {
         if (op == BLK_BITMAP_CLEAR) {
             qcow2_bitmap_clear(q, b);

@@ -320,6 +320,15 @@ static bool nothing_to_store(const struct qcow2 *q)
     return !b && !q->bm.listed;
 }
 
+void qcow2_bitmaps_renew(struct qcow2 *q)
+{
+    bool idle = nothing_to_store(q) && !q->bm.touched;
+
+    for (struct qcow2_bitmap *b = q->bm.first; b && !idle; b = b->next) {
+        b->changed |= !b->inconsistent && !qcow2_bitmap_load(q, b, NULL);
+    }
+}
+
 int qcow2_bitmaps_store(struct qcow2 *q, struct blk_error *e)
 {
     struct taken t = { NULL };

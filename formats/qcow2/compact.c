@@ -335,6 +335,7 @@ static int all_rounds(struct compact *k)
         }
     }
     err = err ? err : co_flush(k->q->file);
+    k->q->bm.touched = false;           /* closing must not spread bitmaps again */
     return err ? err : qcow2_cut_file(k->q);
 }
 

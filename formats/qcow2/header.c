@@ -305,6 +305,7 @@ int qcow2_header_rewrite(struct qcow2 *q)
     uint8_t *old = blk_buf_alloc(q->cluster_size), *new = blk_buf_alloc(q->cluster_size);
     int err = old && new ? 0 : -ENOMEM;
 
+    q->bm.touched = true;
     err = err ? err : co_read(q->file, 0, old, q->cluster_size);
     if (!err) {
         memset(new, 0, q->cluster_size);

@@ -357,7 +357,12 @@ fail:
 static int qcow2_close(struct blk_node *n, struct blk_error *e)
 {
     struct qcow2 *q = n->state;
-    int err = q->writable && !q->corrupt ? qcow2_bitmaps_store(q, e) : 0;
+    int err = 0;
+
+    if (q->writable && !q->corrupt) {
+        qcow2_bitmaps_renew(q);
+        err = qcow2_bitmaps_store(q, e);
+    }
 
     /* A flush frees clusters, whose counts the next one writes. */
     for (int i = 0; i < 4 && q->writable && !q->corrupt && !err && !qcow2_clean(q); i++) {

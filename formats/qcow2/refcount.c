@@ -233,6 +233,7 @@ int qcow2_meta_init(struct qcow2 *q)
 void qcow2_free_later(struct qcow2 *q, uint64_t offset, uint64_t clusters)
 {
     struct qcow2_run *r = q->to_free;
+    q->bm.touched = true;
     if (r && r->offset + (r->clusters << q->h.cluster_bits) == offset) {
         r->clusters += clusters;
         return;

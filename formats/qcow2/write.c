@@ -279,15 +279,25 @@ static int cow_prepare(struct alloc *a, uint64_t off, uint64_t len, struct cow *
     if (!err && c->tail) {
         err = cow_read(a, end, c->tail, c->buf + c->head, &c->tail_zero);
     }
-    /* Space that was never written reads as zeros already. */
-    if (!err && a->space.fresh && (!c->head || c->head_zero) && (!c->tail || c->tail_zero)) {
+    if (err || (c->head && !c->head_zero) || (c->tail && !c->tail_zero)) {
+        return err;
+    }
+    /* As QEMU: zeros around the data are space that reads as zeros, as it does where nothing
+     * was ever written.  A cluster in use has its space, or the image looks preallocated to
+     * a map. */
+    uint64_t at = a->space.offset + a->from;
+    struct blk_node *data = a->q->data;
+    /* Where a crash may still find the old content there must be no zeros in between. */
+    bool ours = !a->in_place && !qcow2_external(a->q) && !a->q->crypt;
+    if (a->space.fresh) {
+        c->head = c->tail = 0;
+        if (data->drv->reserve) {
+            data->drv->reserve(data, at, a->to - a->from);
+        }
+    } else if (ours && !co_write_zeroes(data, at, a->to - a->from, BLK_REQ_FAST_ZERO)) {
         c->head = c->tail = 0;
     }
-    /* As QEMU: a cluster in use has its space, or the image looks preallocated to a map. */
-    if (!err && !c->head && !c->tail && a->q->data->drv->reserve) {
-        a->q->data->drv->reserve(a->q->data, a->space.offset + a->from, a->to - a->from);
-    }
-    return err;
+    return 0;
 }
 
 /* What the storage copies it does between head and tail. */

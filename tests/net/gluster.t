@@ -167,7 +167,7 @@ while_held()
     local opts=$1 line pid r
     shift
     # shellcheck disable=SC2086
-    coproc HOLD { exec platter-io $opts -c "write -P 1 0 512" -c "length" -c "sleep 20000" 2>&1; }
+    coproc HOLD { exec stdbuf -oL platter-io $opts -c "write -P 1 0 512" -c "length" -c "sleep 20000" 2>&1; }
     pid=$HOLD_PID
     while read -r -t 20 line <&"${HOLD[0]}"; do
         [[ $line != wrote* ]] || break
