@@ -88,6 +88,10 @@ void blk_req_enter(struct blk_node *n, struct blk_req *req);
 struct blk_node *blk_node_new(struct blk_loop *l, const struct blk_driver *drv,
                               const char *filename, unsigned oflags);
 void blk_node_free(struct blk_node *n);
+/* What an image of drv in file is called that only its options o describe, with keys in QEMU's
+ * order, the caller's to release; NULL: its file's name says it all. */
+json_t *blk_name_by_options(const struct blk_node *file, const struct blk_driver *drv,
+                            const struct blk_opts *o);
 /* A file named in n's image, relative to n's own, or to what that lies on where only options
  * describe n; malloc'd, NULL: no memory, or there is no such place. */
 char *blk_resolve_beside(const struct blk_node *n, const char *name);

@@ -119,6 +119,40 @@ json_t *blk_node_json(const struct blk_node *n)
                                "filename", bare ? NULL : n->filename);
 }
 
+static bool is_naming(const struct blk_driver *drv, const char *key)
+{
+    for (const char *const *k = drv->naming; k && *k; k++) {
+        if (!strcmp(*k, key)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+json_t *blk_name_by_options(const struct blk_node *file, const struct blk_driver *drv,
+                            const struct blk_opts *o)
+{
+    static const char *const keys[] = { "offset", "encrypt.key-secret", "driver", "size", "file",
+                                        "key-secret" };
+    bool any = !strncmp(file->filename, "json:", 5);
+    json_t *v = json_object();
+
+    for (size_t i = 0; i < BLK_ARRAY_SIZE(keys); i++) {
+        if (!strcmp(keys[i], "driver")) {
+            json_object_set_new(v, "driver", json_string(drv->name));
+        } else if (!strcmp(keys[i], "file")) {
+            json_object_set_new(v, "file", blk_node_json(file));
+        } else if (is_naming(drv, keys[i]) && blk_opts_has(o, keys[i])) {
+            json_object_set_new(v, keys[i], blk_opts_json(o, keys[i]));
+            any = true;
+        }
+    }
+    if (!any) {
+        json_decref(v);
+    }
+    return any ? v : NULL;
+}
+
 char *blk_resolve_beside(const struct blk_node *n, const char *name)
 {
     while (n->file && !strncmp(n->filename, "json:", 5)) {

@@ -230,42 +230,6 @@ int blk_probe_format(struct blk_node *file, const struct blk_driver **drv, bool 
     return *drv ? 0 : blk_err(e, EINVAL, "Could not determine image format: no format drivers");
 }
 
-static bool is_naming(const struct blk_driver *drv, const char *key)
-{
-    for (const char *const *k = drv->naming; k && *k; k++) {
-        if (!strcmp(*k, key)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* What an image is called that only its options describe, with keys in QEMU's order; NULL:
- * its file's name says it all. */
-static json_t *name_by_options(const struct blk_node *file, const struct blk_driver *drv,
-                               const struct blk_opts *o)
-{
-    static const char *const keys[] = { "offset", "encrypt.key-secret", "driver", "size", "file",
-                                        "key-secret" };
-    bool any = !strncmp(file->filename, "json:", 5);
-    json_t *v = json_object();
-
-    for (size_t i = 0; i < BLK_ARRAY_SIZE(keys); i++) {
-        if (!strcmp(keys[i], "driver")) {
-            json_object_set_new(v, "driver", json_string(drv->name));
-        } else if (!strcmp(keys[i], "file")) {
-            json_object_set_new(v, "file", blk_node_json(file));
-        } else if (is_naming(drv, keys[i]) && blk_opts_has(o, keys[i])) {
-            json_object_set_new(v, keys[i], blk_opts_json(o, keys[i]));
-            any = true;
-        }
-    }
-    if (!any) {
-        json_decref(v);
-    }
-    return any ? v : NULL;
-}
-
 static int open_format(struct blk_node *file, const struct blk_driver *drv, bool guessed,
                        struct blk_opts *o, unsigned flags, const char *backing_urls,
                        struct blk_node **out, struct blk_error *e)
@@ -284,7 +248,7 @@ static int open_format(struct blk_node *file, const struct blk_driver *drv, bool
     }
     n->guessed_raw = guessed && !n->read_only;
     n->backing_urls = backing_urls ? strdup(backing_urls) : NULL;
-    json_t *name = name_by_options(file, drv, o);
+    json_t *name = blk_name_by_options(file, drv, o);
     err = drv->open(n, o, e);
     if (!err) {
         err = flags & BLK_O_RDWR && !(file->oflags & BLK_O_RDWR) && !drv->keeps_writes
