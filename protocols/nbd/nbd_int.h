@@ -107,6 +107,7 @@ struct nbdc_conn {
     struct nbdc_list flight, answered;      /* oldest first */
     unsigned nflight, nchanges;             /* nchanges: sent, the server said nothing yet */
     uint64_t began_ns;                      /* of connecting */
+    uint64_t moved_ns;                      /* the oldest in flight was answered, others wait */
     struct co *waiter;                      /* connects */
 };
 

@@ -132,10 +132,14 @@ static void fail_queued(struct nbdc_disk *d, int err)
     }
 }
 
+/* What waited behind a slow command has its time from that one's answer on: it is no sign of
+ * a dead server that those come one after the other. */
 static bool conn_late(const struct nbdc_conn *c, uint64_t now)
 {
     uint64_t since = c->connecting ? c->began_ns : c->flight.first ? c->flight.first->sent_ns : now;
 
+    if (!c->connecting && since < c->moved_ns)
+        since = c->moved_ns;
     return c->h && now - since >= c->d->net.timeout_ns;
 }
 
@@ -217,6 +221,8 @@ static int op_answered(void *arg, int *error)
     struct nbdc_op *op = arg;
     struct nbdc_conn *c = op->conn;
 
+    if (c->flight.first == op && op->next)
+        c->moved_ns = blk_now_ns();
     list_remove(&c->flight, op);
     c->nflight--;
     c->nchanges -= op_changes(op) && *error != ENOTCONN;

@@ -12,6 +12,7 @@
   hold N           the next N writes are neither executed nor answered, nor is what follows
                    on their connections, until
   release          they are, whether their connections are there or not; crash forgets them
+  pace MS          every reply takes that long
   lie WHAT         the next reply: magic, handle (unknown), error (an odd number)
   nonsense         bytes that are no reply, on all connections, which stay open
   oldstyle on|off  no fixed newstyle handshake
@@ -24,6 +25,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 LOCK = threading.RLock()
 FLAGS = {"read-only": 2, "flush": 4, "fua": 8, "trim": 32, "zeroes": 64, "multi": 256,
@@ -38,7 +40,7 @@ class Server:
     blocks = (0, 0)
     fail = {}
     lie = None
-    hold = epoch = 0
+    hold = epoch = pace = 0
     go = threading.Event()
     oldstyle = False
     counts = {}
@@ -129,6 +131,7 @@ def serve(s):
                     return
                 err, out = execute(OPS[kind], flags, off, length, data)
                 lie, Server.lie = Server.lie, None
+            time.sleep(Server.pace / 1000)
             s.sendall(struct.pack(">IIQ", 0x12345678 if lie == "magic" else 0x67446698,
                                   12345 if lie == "error" else err,
                                   handle ^ (1 << 40) if lie == "handle" else handle) +
@@ -172,6 +175,8 @@ def command(line):
         cut()
     elif w[0] == "hold":
         Server.hold = int(w[1])
+    elif w[0] == "pace":
+        Server.pace = int(w[1])
     elif w[0] == "release":
         release()
     elif w[0] == "nonsense":

@@ -270,8 +270,10 @@ def n9_one_late(s, p, io):
         io.good("sleep 200")
     assert io.text.count("reconnecting") == 1 and "connected again" not in io.text, io.text
     assert s.counts()["write"] == 12, s.counts()
+    s.do("pace 80")             # the reads behind it are answered one after the other
     s.do("release")
     io.good("aio_flush")
+    s.do("pace 0")
     assert io.text.count("connected again") == 1 and s.counts()["write"] == 13, (io.text, s.counts())
     newer_stays(s, io)
     assert p.connections() == 2
