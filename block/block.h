@@ -421,6 +421,7 @@ enum blk_cap blk_can_zero(const struct blk_node *n);
 enum blk_cap blk_can_discard(const struct blk_node *n);
 bool blk_starts_as_zeros(const struct blk_node *n);      /* new space reads as zeros */
 bool blk_is_protocol(const struct blk_node *n);
+bool blk_is_scheme(const struct blk_node *n);           /* names can ask for it: "blkdebug:..." */
 /* Wait until nothing is in flight at n. Fiber. */
 void co_drain(struct blk_node *n);
 

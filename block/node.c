@@ -36,6 +36,7 @@ enum blk_cap blk_can_zero(const struct blk_node *n) { return n->can_zero; }
 enum blk_cap blk_can_discard(const struct blk_node *n) { return n->can_discard; }
 bool blk_starts_as_zeros(const struct blk_node *n) { return n->starts_as_zeros; }
 bool blk_is_protocol(const struct blk_node *n) { return n->drv->protocol; }
+bool blk_is_scheme(const struct blk_node *n) { return n->drv->protocol || n->drv->schemes; }
 const char *blk_file_role(const struct blk_node *n)
 {
     return n->drv->child ? n->drv->child : "file";
@@ -562,7 +563,7 @@ int64_t blk_allocated_size(struct blk_node *n)
     if (n->drv->allocated_size) {
         return n->drv->allocated_size(n);
     }
-    if (n->drv->filter && n->drv->schemes) {
+    if (n->drv->filter && blk_is_scheme(n)) {
         return -1;                      /* in QEMU a protocol that does not know */
     }
     for (unsigned i = 0; i < 2 + n->nmore; i++) {
@@ -619,13 +620,21 @@ static int info_fiber(void *arg)
     if (n->backing_format) {
         a->out->backing_format = strdup(n->backing_format);
     }
-    a->out->cluster_size = n->cluster_size;
-    const struct blk_node *at = n;
+    struct blk_node *at = n;
+    while (at->drv->filter && !at->drv->info && at->file) {
+        at = at->file;
+    }
+    a->out->cluster_size = at->cluster_size;
+    int err = at->drv->info ? at->drv->info(at, a->out, a->e) : 0;
+    if (at != n) {                  /* what only that format has is not the filter's */
+        json_decref(a->out->specific);
+        a->out->specific = NULL;
+    }
     while (!at->drv->info && at->file) {
         at = at->file;
     }
-    a->out->bare = !at->drv->info;
-    return n->drv->info ? n->drv->info(n, a->out, a->e) : 0;
+    a->out->bare |= !at->drv->info;
+    return err;
 }
 
 int blk_get_info(struct blk_node *n, struct blk_info *out, struct blk_error *e)

@@ -252,7 +252,7 @@ static int open_format(struct blk_node *file, const struct blk_driver *drv, bool
     err = drv->open(n, o, e);
     if (!err) {
         err = flags & BLK_O_RDWR && !(file->oflags & BLK_O_RDWR) && !drv->keeps_writes
-              ? blk_err(e, EACCES, "Block node is read-only") : check_unused(n, o, e);
+              ? blk_err(e, EACCES, "Block node is read-only") : 0;
         if (!err && name && !strcmp(n->filename, file->filename)) {
             blk_node_rename_json(n, name);
             name = NULL;
@@ -277,9 +277,9 @@ static int open_format(struct blk_node *file, const struct blk_driver *drv, bool
     return 0;
 }
 
-static int open_layer(struct blk_loop *l, const char *filename, const char *format,
-                      struct blk_opts *o, unsigned flags, const struct layer_place *place,
-                      struct blk_node **out, struct blk_error *e);
+static int open_whole_layer(struct blk_loop *l, const char *filename, const char *format,
+                            struct blk_opts *o, unsigned flags, const struct layer_place *place,
+                            struct blk_node **out, struct blk_error *e);
 
 /* What a format lies on.  A filter may stand between:
  * "file.driver=fault,file.file.filename=x". */
@@ -292,8 +292,9 @@ static int open_storage(struct blk_loop *l, const char *filename, struct blk_opt
     const struct blk_driver *d = below ? blk_driver_find(below) : blk_driver_filter_for(filename);
     struct layer_place under = { place->above, place->backing_urls, true };
 
-    return d && !d->protocol ? open_layer(l, name, below ? NULL : d->name, o, flags, &under, out, e)
-                             : blk_open_protocol(l, filename, o, flags, out, e);
+    return d && !d->protocol
+           ? open_whole_layer(l, name, below ? NULL : d->name, o, flags, &under, out, e)
+           : blk_open_protocol(l, filename, o, flags, out, e);
 }
 
 static int open_image(struct blk_loop *l, const char *filename, const char *format,
@@ -342,7 +343,7 @@ static int open_below(struct blk_loop *l, const char *filename, const struct blk
     return err;
 }
 
-/* One layer without its backing file. o is used up. */
+/* One layer without its backing file.  What is left of o nobody knows. */
 static int open_layer(struct blk_loop *l, const char *filename, const char *format,
                       struct blk_opts *o, unsigned flags, const struct layer_place *place,
                       struct blk_node **out, struct blk_error *e)
@@ -399,6 +400,19 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
     }
     if (err) {
         blk_close(file, NULL);
+    }
+    return err;
+}
+
+static int open_whole_layer(struct blk_loop *l, const char *filename, const char *format,
+                            struct blk_opts *o, unsigned flags, const struct layer_place *place,
+                            struct blk_node **out, struct blk_error *e)
+{
+    int err = open_layer(l, filename, format, o, flags, place, out, e);
+
+    if (!err && (err = check_unused(*out, o, e))) {
+        blk_close(*out, NULL);
+        *out = NULL;
     }
     return err;
 }
@@ -472,7 +486,7 @@ static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
     if (!err) {
         struct layer_place place = { n, n->backing_urls, false };
         err = check_inner_format(format, e);
-        err = err ? err : open_layer(n->loop, name, format, o, flags, &place, &b, e);
+        err = err ? err : open_whole_layer(n->loop, name, format, o, flags, &place, &b, e);
         if (err) {
             /* The name once: some texts have it, the hint of a lock has it. */
             if (name && e && !*e->hint && strncmp(e->text, "Could not open '", 16)) {
@@ -643,6 +657,7 @@ static int open_image(struct blk_loop *l, const char *filename, const char *form
     if (!err) {
         err = own & BLK_O_RDWR && !(n->oflags & BLK_O_RDWR)
               ? blk_err(e, EACCES, "Block node is read-only") : open_chain(n, chain, e);
+        err = err ? err : check_unused(n, o, e);
     }
     if (!err && flags & BLK_O_SNAPSHOT) {
         err = blk_put_overlay(&n, flags & ~(unsigned)ON_TOP_FLAGS, e);

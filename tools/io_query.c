@@ -128,9 +128,16 @@ bool io_cmd_info(struct shell *sh, int argc, char **argv)
     struct blk_info info = { 0 };
     char text[64];
 
-    printf("format name: %s\n", blk_format_name(io_image(sh)));
+    /* The name of the format, and that of the protocol. */
+    for (int i = 0; i <= blk_is_scheme(io_image(sh)); i++) {
+        printf("format name: %s\n", blk_format_name(io_image(sh)));
+    }
     if (blk_get_info(io_image(sh), &info, &e) < 0) {
         printf("%s\n", e.text);
+        return false;
+    }
+    if (info.bare) {                /* QEMU has no clusters to tell of, and fails */
+        blk_info_free(&info);
         return false;
     }
     io_size_text((double)info.cluster_size, text, sizeof(text));

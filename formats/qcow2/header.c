@@ -340,6 +340,8 @@ int qcow2_change_backing(struct blk_node *n, const char *name, const char *forma
         err = -EINVAL;
     } else if (format && strlen(format) >= 16) {
         err = -EINVAL;
+    } else if (name && q->h.autoclear & QCOW2_AUTO_RAW) {   /* the data file alone is the content */
+        err = -EINVAL;
     }
     n->backing_name = name ? strdup(name) : NULL;
     n->backing_format = format ? strdup(format) : NULL;
