@@ -142,6 +142,7 @@ struct blockmap {
     uint64_t fresh_from;            /* file space from here on was never written */
     struct bm_busy *busy;
     struct co_queue busy_q, load_q;
+    unsigned resuming;              /* woken from load_q, not running yet */
     struct co_mutex flush_lock, make_lock;
     struct bm_freed free, freed;    /* to be had again; only after the next flush */
     bool reported;                  /* one line about damage is enough */

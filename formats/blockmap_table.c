@@ -147,16 +147,22 @@ static int load_page(struct blockmap *m, uint64_t i)
         }
         drop_page(m, at);
     }
-    co_wake_all(&m->load_q);
+    while (co_wake_one(&m->load_q)) {
+        m->resuming++;
+    }
     return err;
 }
 
 static int get_page(struct blockmap *m, uint64_t i, struct bm_page **p)
 {
+    if (m->resuming) {              /* those that waited go first: their writes came first */
+        co_pass();
+    }
     while (!peek_page(m, i, p)) {
         int err = 0;
         if (*p) {
             co_wait_on(&m->load_q);
+            m->resuming--;
         } else {
             err = load_page(m, i);
         }

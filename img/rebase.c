@@ -113,12 +113,12 @@ static int rebase_range(struct rebase *r, uint64_t off, uint64_t *len)
     *len = BLK_MIN(*len, REBASE_CHUNK);
     err = side_read(old, old_zero && old_len >= *len, off, *len, r->old_buf);
     if (err) {
-        img_error("error while reading from old backing file: %s", strerror(-err));
+        img_error("error while reading from old backing file");
         return err;
     }
     err = side_read(r->new, new_zero && new_len >= *len, off, *len, r->new_buf);
     if (err) {
-        img_error("error while reading from new backing file: %s", strerror(-err));
+        img_error("error while reading from new backing file");
         return err;
     }
     return write_differing(r, off, *len);
