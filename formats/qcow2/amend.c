@@ -109,9 +109,9 @@ static int take_options(const struct qcow2 *q, struct amend *a, struct blk_opts 
     a->backing = blk_opts_get(o, "backing_file");
     a->backing_fmt = blk_opts_get(o, "backing_fmt");
     a->names_backing = a->backing || a->backing_fmt;
-    err = take_compat(a, o, e);
+    err = take_crypt(q, a, o, e);
+    err = err ? err : take_compat(a, o, e);
     err = err ? err : take_data(q, a, o, e);
-    err = err ? err : take_crypt(q, a, o, e);
     err = err ? err : blk_opts_get_bool(o, "lazy_refcounts", &a->lazy, e);
     err = err ? err : take_refcount_bits(a, o, e);
     return err ? err : blk_opts_get_size(o, "size", &a->size, e);
