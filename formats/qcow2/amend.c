@@ -147,6 +147,7 @@ static int switch_version(struct qcow2 *q, uint32_t version)
         return err;
     }
     free(features);
+    q->n->zero_may_be_slow = version < 3;
     return 0;
 }
 

@@ -144,6 +144,7 @@ static void node_fill(struct qcow2 *q)
     n->size = q->h.size & ~511ull;      /* whole sectors, as everybody reads it */
     n->cluster_size = q->cluster_size;
     n->can_zero = n->can_discard = BLK_CAP_NATIVE;
+    n->zero_may_be_slow = q->h.version < 3;
     n->starts_as_zeros = !n->backing_name;
     n->mapping_size = q->sub_size;
     n->limits.zero_align = q->sub_size;
