@@ -36,11 +36,6 @@ static bool is_local_driver(const char *driver)
     return true;
 }
 
-static bool is_local_name(const char *name)
-{
-    return !blk_has_protocol(name) || !strncmp(name, "file:", 5);
-}
-
 static bool is_key(const char *key, const char *word)
 {
     const char *dot = strrchr(key, '.');
@@ -49,7 +44,7 @@ static bool is_key(const char *key, const char *word)
 
 /* What an image is, as far as walls are concerned. */
 struct place {
-    const char *file;           /* the first one named, NULL: none */
+    const char *file;           /* the first path, NULL: none */
     unsigned files;
     bool local;
     bool writable;              /* "read-only=off" */
@@ -63,8 +58,7 @@ static void look_at_options(struct blk_opts *o, struct place *p)
         if (is_key(key, "driver")) {
             p->local = p->local && is_local_driver(value);
         } else if (is_key(key, "filename")) {
-            p->local = p->local && is_local_name(value);
-            p->file = p->file ? p->file : value;
+            p->file = p->file ? p->file : value;        /* a path, whatever it begins with */
             p->files++;
         } else if (is_key(key, "read-only")) {
             bool ro = true;             /* what is no boolean is refused later */
@@ -84,8 +78,9 @@ static struct place place_of(const struct img_image *im)
     struct place p = { .local = !img_backing_urls && is_local_driver(im->format) };
 
     if (!im->image_opts && !json) {
-        p.local = p.local && is_local_name(im->filename);
-        p.file = im->filename;
+        bool file = !strncmp(im->filename, "file:", 5);
+        p.local = p.local && (file || !blk_has_protocol(im->filename));
+        p.file = im->filename + (file ? 5 : 0);
         p.files = 1;
         return p;
     }
@@ -125,8 +120,7 @@ static void raise_walls(const struct sandbox *s, const struct img_image *im,
                         const struct place *p)
 {
     struct walls w = {
-        .file = p->file + (strncmp(p->file, "file:", 5) ? 0 : 5),
-        .writable = s->writable || p->writable, .cpu_seconds = s->cpu_seconds,
+        .file = p->file, .writable = s->writable || p->writable, .cpu_seconds = s->cpu_seconds,
     };
     struct stat st = { 0 };
     uint64_t bytes = stat(w.file, &st) ? 0 : (uint64_t)st.st_blocks * 512;

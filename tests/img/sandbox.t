@@ -37,6 +37,12 @@ walls() { "$img" inspect --output=json "$@" | grep -c '"time limit"'; }
     [ "$(walls --image-opts driver=qcow2,file.filename=far/top.qcow2)" = 1 ] &&
     [ "$(walls 'json:{"driver": "qcow2", "file.filename": "far/top.qcow2"}')" = 1 ]
 ok $? 'inspect says whether it had walls'
+cp far/top.qcow2 ./a:b.qcow2
+cp far/top.qcow2 ./file:x
+same 'a path with a colon' info --image-opts driver=qcow2,file.filename=a:b.qcow2
+[ "$(walls --image-opts driver=qcow2,file.filename=a:b.qcow2)" = 1 ]
+ok $? 'it has its walls'
+same 'a path that looks like file:' info --image-opts driver=qcow2,file.driver=file,file.filename=file:x
 ln -s far/top.qcow2 link.qcow2
 same 'a symbolic link' info link.qcow2
 
