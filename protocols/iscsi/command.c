@@ -196,6 +196,8 @@ void iscsi_answered(struct iscsi_context *ctx, int status, void *data, void *arg
     int err;
 
     assert(s->ctx == ctx);
+    if (s->flight.first == op && op->next)
+        s->moved_ns = blk_now_ns();
     list_remove(&s->flight, op);
     s->nflight--;
     op->session = NULL;

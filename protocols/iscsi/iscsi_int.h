@@ -104,6 +104,7 @@ struct iscsi_session {
     uint64_t nop_ns;
     struct iscsi_list flight;       /* oldest first */
     unsigned nflight;
+    uint64_t moved_ns;              /* the oldest in flight was answered, others wait */
     /* Connecting, step by step: */
     struct co *waiter;
     bool step_done;

@@ -131,7 +131,8 @@ void iscsi_session_kill(struct iscsi_session *s, const char *cause)
         iscsi_recover(s->lun);
 }
 
-/* Answers late, keep-alive unanswered, steps that take too long. */
+/* Answers late, keep-alive unanswered, steps that take too long.  What waited behind a slow
+ * command has its time from that one's answer on. */
 void iscsi_session_tick(struct iscsi_session *s, uint64_t now)
 {
     const struct iscsi_op *oldest = s->flight.first;
@@ -141,7 +142,7 @@ void iscsi_session_tick(struct iscsi_session *s, uint64_t now)
     if (!s->ctx || s->dead)
         return;
     snprintf(text, sizeof(text), "no answer for %u s", (unsigned)(timeout / 1000000000u));
-    if (oldest && now - oldest->sent_ns >= timeout) {
+    if (oldest && now - BLK_MAX(oldest->sent_ns, s->moved_ns) >= timeout) {
         iscsi_session_kill(s, text);
     } else if (!s->up) {
         if (!s->step_done && now - s->nop_ns >= timeout)

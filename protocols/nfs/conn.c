@@ -91,6 +91,8 @@ static void call_answered(struct rpc_context *rpc, int status, void *data, void 
 
     if (c->ending)
         return;                 /* the context is being destroyed */
+    if (s == TAILQ_FIRST(&c->inflight) && TAILQ_NEXT(s, link))
+        c->moved = blk_now_ns();
     TAILQ_REMOVE(&c->inflight, s, link);
     c->ninflight--;
     if (status != RPC_STATUS_SUCCESS) {
@@ -227,8 +229,8 @@ int nfs_take_data(struct nfs_call *call, const char *data, uint32_t len)
 
 /* ---- deadlines ------------------------------------------------------------------------ */
 
-/* A call without an answer for too long: its connection is dead, and so are those on
- * which nothing was heard since it was sent. */
+/* A call without an answer for too long, from the answer to the one before it on: its
+ * connection is dead, and so are those on which nothing was heard since it was sent. */
 static void disk_timeout(struct nfs_disk *d, struct nfs_conn *dead, uint64_t sent)
 {
     char cause[96];
@@ -266,7 +268,7 @@ static void disk_tick(void *arg)
     for (unsigned i = 0; i < d->where.connections; i++) {
         struct nfs_conn *c = d->conns[i];
         struct nfs_sent *oldest = c ? TAILQ_FIRST(&c->inflight) : NULL;
-        if (oldest && now - oldest->at >= d->net.timeout_ns)
+        if (oldest && now - BLK_MAX(oldest->at, c->moved) >= d->net.timeout_ns)
             disk_timeout(d, c, oldest->at);
     }
     nfs_stale_expire(d, now);

@@ -132,6 +132,7 @@ struct nfs_conn {
     bool watched, in_service, failed, dirty, ending;
     struct blk_timer timer;                 /* of an attempt to connect */
     uint64_t heard;                         /* last reply */
+    uint64_t moved;                         /* the oldest in flight had its reply, others wait */
     struct nfs_sents inflight;              /* oldest first */
     struct nfs_sents odd;                   /* libnfs gave an error instead of a reply */
     unsigned ninflight, nchanges;           /* nchanges: those that change, odd ones too */

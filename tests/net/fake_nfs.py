@@ -18,6 +18,7 @@ Commands
   silent COUNT     the next COUNT calls are never answered
   hold OP COUNT    the next COUNT calls of OP are neither executed nor answered, until
   release          they are, however old; crash forgets them
+  pace MS          every reply takes that long
   garbage COUNT    the next COUNT replies are nonsense behind a good header
   bad-record       a record that is too long on all connections, which stay open
   sync             WRITE answers FILE_SYNC and means it
@@ -32,6 +33,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 
 LOCK = threading.RLock()
 OPS = {0: "null", 1: "getattr", 2: "setattr", 3: "lookup", 4: "access", 5: "readlink", 6: "read",
@@ -51,7 +53,7 @@ class State:
         self.empty = {"read": 0, "write": 0}
         self.extra = {"read": 0, "write": 0}
         self.fsinfo = (1 << 20, 1 << 20)
-        self.silent = self.garbage = 0
+        self.silent = self.garbage = self.pace = 0
         self.hold = {}              # op -> count
         self.held = []              # (connection, call)
         self.sync = self.verifier_at_write = False
@@ -263,6 +265,7 @@ def serve(c):
                 last = mark >> 31
                 data += recv_all(c, mark & 0x7fffffff)
             reply = answer(data, c)
+            time.sleep(S.pace / 1000)
             if reply is not None:
                 send(c, reply)
     except OSError:
@@ -305,7 +308,7 @@ def command(line):
         S.extra[name[5:]] = n[0]
     elif name == "fsinfo":
         S.fsinfo = (n[0], n[1])
-    elif name in ("silent", "garbage"):
+    elif name in ("silent", "garbage", "pace"):
         setattr(S, name, n[0])
     elif name == "hold":
         S.hold[w[1]] = n[0]

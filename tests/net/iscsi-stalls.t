@@ -34,6 +34,16 @@ def n9():
 
 
 @test
+def n9_in_turn():
+    """N9: a target that takes its time for each command, one after the other, is not dead"""
+    t = Target()
+    t.on(READ, lambda t, c, cmd: time.sleep(0.3), 8)
+    r = ok(io(t.url('?timeout=1&sessions=1'), *['aio_read -P 0 %dM 4k' % i for i in range(8)],
+              'aio_flush'))
+    assert t.count[READ] == 8 and t.logins == 1, (t.count, t.logins, r.stdout)
+
+
+@test
 def n9_stopped():
     """N9: a process waiting for a server that is gone can be stopped"""
     t = Target()

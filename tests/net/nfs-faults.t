@@ -307,6 +307,17 @@ def n9_late_size():
         pieces(s.content("save-all"), (K * K, 64 * K, 2))
 
 
+def n9_in_turn():
+    """N9: a server that takes its time for each call, one after the other, is not dead"""
+    with Fake(SIZE) as s, Io(s.url("timeout=1", "connections=1")) as io:
+        s.do("pace 300")
+        for i in range(8):
+            io.good("aio_read -q -P 0 %dk 4k" % (400 * i))
+        io.good("aio_flush", 20)
+        s.do("pace 0")
+        assert "reconnecting" not in io.text and s.counts()["read"] == 8, (io.text, s.counts())
+
+
 def n9_others_go_on():
     """N9: reads and flushes go on while a write waits"""
     with Fake(SIZE) as s, Io(s.url("timeout=1", "connections=1")) as io:
@@ -428,7 +439,8 @@ if isolated:
 else:
     tap.skip(qemu_io_loses.__doc__, "needs namespaces (port 111)")
 for test in (n4_stale, n5_jukebox, n5_for_ever, n6_errno, n6_commit, n7_short, n7_zero, n8_long,
-             n8_garbage, n9_silent, n9_late_write, n9_late_size, n9_others_go_on, n9_slow_then_dead,
-             n9_write_given_up, n9_close_waits, n9_mute_server, n9_for_ever, n13_fsinfo, n14_truncated):
+             n8_garbage, n9_silent, n9_late_write, n9_late_size, n9_in_turn, n9_others_go_on,
+             n9_slow_then_dead, n9_write_given_up, n9_close_waits, n9_mute_server, n9_for_ever,
+             n13_fsinfo, n14_truncated):
     tap.attempt(test.__doc__, test)
 tap.finish()
