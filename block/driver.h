@@ -228,6 +228,9 @@ static inline void blk_status_at(struct blk_status *st, struct blk_node *host, u
     st->host_offset = offset;
 }
 
+/* status() of a filter over images that has no more to say. */
+int blk_filter_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st);
+
 /* Reads below an overlay: like a READ of n->backing at req->offset, but through
  * the chain's merged map, so that depth does not matter; zeros past the end of
  * the backing node or without one. */

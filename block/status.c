@@ -21,7 +21,7 @@ static int status_recurse(struct blk_status *st)
     len = BLK_MIN(st->length, h->size - st->host_offset);
     int err = co_status(h, st->host_offset, len, &in);
     if (err) {
-        return err;
+        return st->flags & BLK_ST_DATA ? 0 : err;       /* data is known to be data */
     }
     st->length = BLK_MIN(st->length, in.length);
     /* A format's allocated cluster stays data even where its file has a hole. */
@@ -45,9 +45,7 @@ static int layer_status(struct blk_node *n, uint64_t off, uint64_t len, bool hol
         st->length = len;
         err = n->drv->status(n, off, len, st);
     } else if (n->drv->filter && n->drv->over_images) {
-        err = co_status_above(n->file, NULL, off, len, st);
-        st->flags |= BLK_ST_ALLOCATED;
-        st->layer = n;
+        err = blk_filter_status(n, off, len, st);
     } else if (n->drv->filter) {
         blk_status_at(st, n->file, off, len, BLK_ST_RECURSE);
     } else {
@@ -119,6 +117,14 @@ int co_status_above(struct blk_node *n, struct blk_node *base, uint64_t off, uin
     }
     st->flags |= off + len == end_of_top ? BLK_ST_EOF : 0;
     return 0;
+}
+
+int blk_filter_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)
+{
+    int err = co_status_above(n->file, NULL, off, len, st);
+    st->flags |= BLK_ST_ALLOCATED;
+    st->layer = n;
+    return err;
 }
 
 int blk_status_layer(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)

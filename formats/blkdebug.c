@@ -74,22 +74,18 @@ static void dbg_event(struct blk_node *n, const char *name)
 
 /* ---- requests ------------------------------------------------------------------------- */
 
-static bool covers(const struct dbg_rule *r, const struct blk_req *req)
-{
-    return r->offset == UINT64_MAX ||
-           (req->op != BLK_FLUSH && r->offset >= req->offset &&
-            r->offset - req->offset < req->length);
-}
-
-/* -errno if an error that is in force strikes; the latest first. */
-static int check_rules(struct dbg *d, const struct blk_req *req)
+/* -errno if an error that is in force strikes [off, off + len), of a flush nothing; the latest
+ * first. */
+static int check_rules(struct dbg *d, unsigned iotype, uint64_t off, uint64_t len)
 {
     struct dbg_rule *hit = NULL;
 
-    for (struct dbg_rule *r = d->rules; r; r = r->next)
-        if (r->active && r->iotypes & 1u << req->op && covers(r, req) &&
-            (!hit || r->active > hit->active))
+    for (struct dbg_rule *r = d->rules; r; r = r->next) {
+        bool covers = r->offset == UINT64_MAX || (r->offset >= off && r->offset - off < len);
+
+        if (r->active && r->iotypes & iotype && covers && (!hit || r->active > hit->active))
             hit = r;
+    }
     if (!hit || !hit->error)
         return 0;
     int err = -hit->error;
@@ -98,20 +94,45 @@ static int check_rules(struct dbg *d, const struct blk_req *req)
     return err;
 }
 
+static int dbg_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)
+{
+    int err = check_rules(n->state, DBG_STATUS, off, len);
+
+    return err ? err : blk_filter_status(n, off, len, st);
+}
+
 static void write_done(struct blk_req *req)
 {
     dbg_event(req->node, "pwritev_done");
 }
 
+static void flush_done(struct blk_req *req)
+{
+    struct dbg *d = req->node->state;
+
+    if (!req->result)
+        d->flushed = BLK_MAX(d->flushed, req->offset);
+}
+
 static void go_on(struct blk_node *n, struct blk_req *req)
 {
-    int err = check_rules(n->state, req);
+    struct dbg *d = n->state;
+    bool writes = req->op == BLK_WRITE || req->op == BLK_WRITE_ZEROES;
 
+    if (req->op == BLK_FLUSH && d->flushed == d->changes) {
+        blk_complete(req, 0);           /* as in QEMU, where it would not get here */
+        return;
+    }
+    d->changes += req->op != BLK_READ && req->op != BLK_FLUSH;
+    int err = check_rules(d, 1u << req->op, req->offset, req->op == BLK_FLUSH ? 0 : req->length);
+
+    if (req->op == BLK_FLUSH)
+        req->offset = d->changes;       /* means nothing to a flush: comes back */
     if (err)
         blk_complete(req, err);
     else
         blk_forward(req, n->file, req->offset,
-                    req->op == BLK_WRITE || req->op == BLK_WRITE_ZEROES ? write_done : NULL);
+                    writes ? write_done : req->op == BLK_FLUSH ? flush_done : NULL);
 }
 
 static void dbg_submit(struct blk_node *n, struct blk_req *req)
@@ -331,6 +352,7 @@ const struct blk_driver blk_blkdebug = {
     .open = dbg_open,
     .close = dbg_close,
     .submit = dbg_submit,
+    .status = dbg_status,
     .debug = dbg_debug,
     .event = dbg_event,
 };

@@ -8,6 +8,8 @@
 
 enum dbg_action { DBG_INJECT, DBG_SET_STATE, DBG_SUSPEND };
 
+#define DBG_STATUS (1u << BLK_OPS)
+
 struct dbg_rule {
     int event;                      /* dbg_event_find()'s */
     enum dbg_action action;
@@ -15,7 +17,7 @@ struct dbg_rule {
     uint64_t new_state;             /* set-state */
     int error;                      /* inject-error: positive errno, 0: none */
     uint64_t offset;                /* ... only over this byte; UINT64_MAX: anywhere */
-    unsigned iotypes;               /* ... 1 << enum blk_op */
+    unsigned iotypes;               /* ... 1 << enum blk_op, or DBG_STATUS */
     bool once;
     uint64_t active;                /* in force; the larger the later; 0: not */
     char *tag;                      /* suspend */
@@ -25,6 +27,8 @@ struct dbg_rule {
 struct dbg {
     struct dbg_rule *rules;         /* the newest first */
     uint64_t state, serial;
+    uint64_t changes, flushed;      /* requests that change something: all, those before the last
+                                       flush that succeeded */
     struct held *held;
 };
 

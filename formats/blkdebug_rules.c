@@ -75,7 +75,7 @@ static int take_iotype(struct dbg_rule *r, struct blk_opts *o, struct blk_error 
     static const struct { const char *name; unsigned types; } iotypes[] = {
         { "read", 1u << BLK_READ }, { "write", 1u << BLK_WRITE },
         { "write-zeroes", 1u << BLK_WRITE_ZEROES }, { "discard", 1u << BLK_DISCARD },
-        { "flush", 1u << BLK_FLUSH }, { "block-status", 0 },
+        { "flush", 1u << BLK_FLUSH }, { "block-status", DBG_STATUS },
     };
     const char *s = blk_opts_get(o, "iotype");
 

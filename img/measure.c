@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include "img/img.h"
 
 struct measure {
@@ -69,6 +70,7 @@ static int measure_target(const struct measure *m, struct blk_node *src)
     }
     blk_opts_free(o);
     if (err) {
+        blk_err(&e, -err, "%s", strerror(-err));        /* if it has no words yet */
         img_report(&e);
         return 1;
     }

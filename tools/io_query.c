@@ -80,7 +80,8 @@ bool io_cmd_map(struct shell *sh, int argc, char **argv)
         int ret = blk_run(sh->loop, io_status_fiber, &s);
 
         if (ret < 0) {
-            printf("Failed to query allocation status: %s\n", strerror(-ret));
+            fprintf(stderr, "%s: Failed to get allocation status: %s\n", blk_program,
+                    strerror(-ret));
             return false;
         }
         bool allocated = s.st.flags & BLK_ST_ALLOCATED;

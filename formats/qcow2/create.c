@@ -156,11 +156,10 @@ static int take_backing(struct create *c, struct blk_opts *o, struct blk_error *
         return blk_err(e, EINVAL, "Backing file and preallocation can only be used at the same "
                        "time if extended_l2 is on");
     }
-    if (c->backing && strlen(c->backing) > BLK_NAME_MAX) {
-        return blk_err(e, EINVAL, "Backing file name too long");
-    }
-    if (c->backing_fmt && strlen(c->backing_fmt) > 15) {
-        return blk_err(e, EINVAL, "Backing format name too long");
+    if ((c->backing && strlen(c->backing) > BLK_NAME_MAX) ||
+        (c->backing_fmt && strlen(c->backing_fmt) > 15)) {
+        return blk_err_errno(e, EINVAL, "Could not assign backing file '%s' with format '%s'",
+                             c->backing, c->backing_fmt ? c->backing_fmt : "");
     }
     return 0;
 }
@@ -570,7 +569,8 @@ int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
     }
     if (!err && src && c.prealloc == BLK_PREALLOC_OFF) {
         data = div_up(c.h.size, c.cluster);
-        err = overlay ? 0 : count_allocated(src, c.cluster, c.h.size, &data);
+        int r = overlay ? 0 : count_allocated(src, c.cluster, c.h.size, &data);
+        err = r ? blk_err_errno(e, -r, "Unable to get block status") : 0;
     }
     if (err) {
         return err;
