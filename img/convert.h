@@ -82,6 +82,7 @@ struct convert {
     uint64_t backing_size;      /* beyond it zeros need not be written; UINT64_MAX: unknown */
     bool zero_init;             /* target is known to read as zeros */
     bool out_of_order;          /* -W */
+    bool one_at_a_time;         /* no write begins before the last has ended */
     bool salvage, quiet;
     bool offload;               /* -C: the storage copies, until it refuses */
     bool compress;              /* write whole clusters, compressed; cluster is known */

@@ -256,7 +256,7 @@ static int add_write(struct worker *w, const struct blk_req *req, uint8_t *data)
         }
     }
     batch_add(w, w->c->dst, req, data);
-    return 0;
+    return w->c->one_at_a_time ? write_wait(w) : 0;
 }
 
 static int write_run(struct worker *w, uint64_t off, uint64_t len, uint8_t *data)
@@ -496,7 +496,7 @@ static void write_chunk(struct worker *w, int ret)
         keep_rate(c, w->chunk.data);
         ret = c->dst ? submit_writes(w) : 0;
     }
-    end_turn(w);
+    end_turn(w);                /* what is submitted ends by itself */
     waited = write_wait(w);
     ret = ret ? ret : waited;
     if (offload && !w->offload && !c->failure.err) {

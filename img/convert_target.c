@@ -162,6 +162,9 @@ int convert_target_measure(const struct convert_target *t, struct convert *c, bo
         img_error("invalid cluster size");
         return -EINVAL;
     }
+    /* Clusters of an image that was there may have to be read first: so they come to lie in
+     * their order, as QEMU puts them. */
+    c->one_at_a_time = !created && c->cluster && !c->compress && !c->out_of_order;
     c->buf_size = BLK_MIN(CONVERT_BUF_MAX, BLK_MAX(CONVERT_BUF_MIN, (want + 4095u) & ~4095u));
     return 0;
 }
