@@ -45,7 +45,7 @@
  * stays; blk_error_prefix() is how callers add context on the way up. */
 struct blk_error {
     int err;              /* positive errno, 0: none */
-    char text[1024];      /* no trailing newline */
+    char text[4096];      /* no trailing newline; room for long file names */
     char hint[512];       /* optional second line(s) for the person */
 };
 #define BLK_ERROR_INIT { 0, "", "" }
@@ -546,6 +546,7 @@ int blk_stream(struct blk_loop *l, const char *format, const struct blk_opts *op
 
 struct blk_info {
     uint64_t cluster_size;          /* 0: none */
+    uint64_t mapping_size;          /* of what is allocated by itself: a subcluster, a cluster */
     bool dirty, corrupt, encrypted, compressed;
     bool bare;                      /* only a size is known, not even whether it is dirty */
     bool needs_compressed;          /* can only be written in compressed clusters */

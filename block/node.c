@@ -625,6 +625,7 @@ static int info_fiber(void *arg)
         at = at->file;
     }
     a->out->cluster_size = at->cluster_size;
+    a->out->mapping_size = at->mapping_size ? at->mapping_size : at->cluster_size;
     int err = at->drv->info ? at->drv->info(at, a->out, a->e) : 0;
     if (at != n) {                  /* what only that format has is not the filter's */
         json_decref(a->out->specific);

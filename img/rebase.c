@@ -8,8 +8,8 @@
  * Invariants
  *  - The image reads the same at every moment with the backing file it names: what
  *    is copied is durable before the header changes.
- *  - Copying goes by whole clusters of the image: writing a part of one takes all of
- *    it out of the backing file anyway.
+ *  - Copying goes by whole clusters of the image, or subclusters: writing a part of one
+ *    takes all of it out of the backing file anyway.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -60,12 +60,21 @@ static int side_read(struct blk_node *n, bool zero, uint64_t off, uint64_t len, 
     return co_read(n, off, buf, len);
 }
 
+/* What is no whole cluster, as some of its subclusters are there, is not compressed. */
+static unsigned write_flags(const struct rebase *r, uint64_t off, uint64_t len)
+{
+    bool whole = off % r->grain == 0 &&
+                 (len == r->grain || off + len == blk_size(r->top));
+
+    return r->compress && whole ? BLK_REQ_COMPRESSED : 0;
+}
+
 /* Clusters [off, off + len) of the image from the old backing file where the new one
  * differs.  The buffers hold both. */
 static int write_differing(struct rebase *r, uint64_t off, uint64_t len)
 {
     for (uint64_t at = 0; at < len;) {
-        uint64_t now = BLK_MIN(r->grain, len - at), run;
+        uint64_t now = BLK_MIN(r->grain - (off + at) % r->grain, len - at), run;
         if (!memcmp(r->old_buf + at, r->new_buf + at, now)) {
             at += now;
             continue;
@@ -80,7 +89,7 @@ static int write_differing(struct rebase *r, uint64_t off, uint64_t len)
         }
         int err = zero ? co_write_zeroes(r->top, off + at, run, BLK_REQ_EXPLICIT)
                        : co_write(r->top, off + at, r->old_buf + at, run,
-                                  r->compress ? BLK_REQ_COMPRESSED : 0);
+                                  write_flags(r, off + at, run));
         if (err) {
             img_error("Error while writing to COW image: %s", strerror(-err));
             return err;
@@ -227,7 +236,8 @@ static int rebase_image(struct rebase *r)
 {
     struct blk_info info;
     int err = blk_get_info(r->top, &info, NULL);
-    r->grain = !err && info.cluster_size ? (uint32_t)info.cluster_size : REBASE_GRAIN;
+    uint64_t grain = err ? 0 : r->compress ? info.cluster_size : info.mapping_size;
+    r->grain = grain ? (uint32_t)grain : REBASE_GRAIN;
     blk_info_free(&info);
 
     if (r->compress && !blk_driver_compresses(blk_format_name(r->top))) {
@@ -269,10 +279,10 @@ static int rebase_run(void *arg)
     if (err || close_err) {
         return 1;
     }
-    return r->json ? img_json_result(json_pack("{s:s, s:s*, s:I}", "filename", r->image.filename,
-                                               "backing-filename",
-                                               r->base && *r->base ? r->base : NULL,
-                                               "copied-bytes", (json_int_t)r->copied)) : 0;
+    return r->json ? img_json_result(json_pack(
+        "{s:o, s:o*, s:I}", "filename", img_json_string(r->image.filename), "backing-filename",
+        img_json_string(r->base && *r->base ? r->base : NULL),
+        "copied-bytes", (json_int_t)r->copied)) : 0;
 }
 
 /* -1: go on; otherwise the exit status. */

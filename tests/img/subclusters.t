@@ -64,6 +64,18 @@ def same(layout, same_for_guest, *words):
     ok(not ours[2], name + ': qemu-img check finds nothing', ours[2])
 
 
+def compressed(name, *words):
+    """rebase -c, where qemu-img aborts when some subclusters of a cluster are there."""
+    shutil.rmtree('packed', ignore_errors=True)
+    shutil.copytree('images', 'packed')
+    os.chdir('packed')
+    must(IMG, 'rebase', '-c', *words, 'top.qcow2')
+    check = run(QEMU_IMG, 'check', 'top.qcow2')
+    os.chdir('..')
+    ok(not check.returncode and content('packed', 'top.qcow2') == before,
+       '%s: rebase -c %s: the guest sees what it saw' % (name, words[1]), check)
+
+
 LAYOUTS = {                             # of base, other, middle, top
     '16k, extended everywhere': ('16k,on', '16k,on', '16k,on', '16k,on'),
     '64k, extended overlays only': ('64k,off', '4k,off', '64k,on', '64k,on'),
@@ -91,6 +103,8 @@ for i, (label, layout) in enumerate(LAYOUTS.items()):
         same(name, True, 'rebase', '-b', 'other.qcow2', '-F', 'qcow2', 'top.qcow2')
         same(name, True, 'rebase', '-b', 'base.qcow2', '-F', 'qcow2', 'top.qcow2')
         same(name, True, 'rebase', '-b', '', 'top.qcow2')
+        for words in (('-b', 'other.qcow2', '-F', 'qcow2'), ('-b', '')):
+            compressed(name, *words)
         same(name, False, 'rebase', '-u', '-b', 'other.qcow2', '-F', 'qcow2', 'top.qcow2')
         same(name, True, 'commit', 'top.qcow2')
         same(name, False, 'commit', '-d', 'middle.qcow2')
