@@ -99,8 +99,8 @@ static int amend_image(struct amend *a, struct blk_node *n)
         if (err) {
             img_report(&e);
         } else if (a->json) {
-            a->result = json_pack("{s:s, s:s, s:o}", "filename", a->image.filename, "format",
-                                  format, "options",
+            a->result = json_pack("{s:o, s:s, s:o}", "filename",
+                                  img_json_string(a->image.filename), "format", format, "options",
                                   img_options_json(o, blk_amend_options(format)));
         }
     }

@@ -196,9 +196,10 @@ static int conclude(const struct bench *b, uint64_t first, double seconds)
         return 0;
     }
     return img_json_result(json_pack(
-        "{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "filename", b->filename,
-        "operation", b->write ? "write" : "read", "requests", (json_int_t)b->count,
-        "request-size", (json_int_t)b->size, "depth", (json_int_t)b->depth,
+        "{s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "filename",
+        img_json_string(b->filename), "operation", b->write ? "write" : "read",
+        "requests", (json_int_t)b->count, "request-size", (json_int_t)b->size,
+        "depth", (json_int_t)b->depth,
         "offset", (json_int_t)first, "step-size", (json_int_t)b->step,
         "flush-interval", (json_int_t)b->flush_interval, "seconds", seconds,
         "requests-per-second", per_second, "bytes-per-second", per_second * (double)b->size));

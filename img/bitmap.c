@@ -62,8 +62,8 @@ static json_t *describe(const struct bitmap *b, struct blk_node *n)
     for (unsigned a = 0; a < b->n; a++) {
         json_array_append_new(done, json_string(action_name(&b->actions[a])));
     }
-    json_t *v = json_pack("{s:s, s:s, s:o}", "filename", b->image.filename, "bitmap", b->name,
-                          "actions", done);
+    json_t *v = json_pack("{s:o, s:o, s:o}", "filename", img_json_string(b->image.filename),
+                          "bitmap", img_json_string(b->name), "actions", done);
     while (blk_bitmap_at(n, i, &now) && strcmp(now.name, b->name)) {
         i++;
     }

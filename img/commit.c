@@ -128,8 +128,8 @@ static json_t *result(const struct commit *c, struct blk_node *top)
     struct blk_node *overlay = c->base ? img_find_backing(top, c->base) : top;
     struct blk_node *base = overlay ? blk_backing(overlay) : NULL;
 
-    return json_pack("{s:s, s:s*, s:I, s:b}", "filename", blk_filename(top),
-                     "base", base ? blk_filename(base) : NULL,
+    return json_pack("{s:o, s:o*, s:I, s:b}", "filename", img_json_string(blk_filename(top)),
+                     "base", img_json_string(base ? blk_filename(base) : NULL),
                      "committed-bytes", (json_int_t)c->copied, "emptied", c->emptied);
 }
 

@@ -141,7 +141,8 @@ static int print_result(const struct args *a)
 
     if (a->json) {
         return img_json_result(json_pack(
-            "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "filename", a->image.filename,
+            "{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+            "filename", img_json_string(a->image.filename),
             "length-before", (json_int_t)a->length[0], "length", (json_int_t)a->length[1],
             "actual-size-before", (json_int_t)a->allocated[0],
             "actual-size", (json_int_t)a->allocated[1], "moved-bytes", (json_int_t)a->moved,

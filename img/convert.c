@@ -401,9 +401,10 @@ static json_t *identity(const struct args *a)
     for (size_t i = 0; i < a->c.nsrc; i++) {
         json_array_append_new(sources, journal_describe(a->c.src[i].node));
     }
-    return json_pack("{s:o, s:s*, s:s, s:s*, s:s*, s:s*, s:s*, s:b, s:b, s:b, s:b, s:i, s:b, s:b}",
-                     "sources", sources, "snapshot", a->snapshot, "target", t->filename,
-                     "format", t->format, "options", t->options, "backing", t->backing,
+    return json_pack("{s:o, s:o*, s:o, s:s*, s:o*, s:o*, s:s*, s:b, s:b, s:b, s:b, s:i, s:b, s:b}",
+                     "sources", sources, "snapshot", img_json_string(a->snapshot),
+                     "target", img_json_string(t->filename), "format", t->format,
+                     "options", img_json_string(t->options), "backing", img_json_string(t->backing),
                      "backing-format", t->backing_format, "no-create", a->no_create,
                      "target-is-zero", a->target_is_zero, "compress", a->c.compress,
                      "salvage", a->c.salvage, "sparse", (int)a->c.sparse,
@@ -486,11 +487,12 @@ static int print_result(const struct args *a)
     json_t *sources = json_array();
 
     for (size_t i = 0; i < a->c.nsrc; i++) {
-        json_array_append_new(sources, json_string(blk_filename(a->c.src[i].node)));
+        json_array_append_new(sources, img_json_string(blk_filename(a->c.src[i].node)));
     }
     return img_json_result(json_pack(
-        "{s:o, s:s, s:s*, s:I, s:s*, s:I}", "sources", sources, "target", a->target.filename,
-        "format", a->target.format, "virtual-size", (json_int_t)a->c.total,
+        "{s:o, s:o, s:s*, s:I, s:s*, s:I}", "sources", sources,
+        "target", img_json_string(a->target.filename), "format", a->target.format,
+        "virtual-size", (json_int_t)a->c.total,
         "sha256-tree", *a->digest ? a->digest : NULL,
         "resumed-at", (json_int_t)(a->c.journal ? journal_at(a->c.journal) : 0)));
 }

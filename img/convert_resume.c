@@ -32,13 +32,13 @@ static json_t *describe_file(struct blk_node *n)
     struct stat st;
 
     if (!strcmp(blk_format_name(n), "file") && !stat(name, &st)) {
-        return json_pack("{s:s, s:I, s:I, s:I, s:I}", "name", name,
+        return json_pack("{s:o, s:I, s:I, s:I, s:I}", "name", img_json_string(name),
                          "inode", (json_int_t)st.st_ino, "size", (json_int_t)st.st_size,
                          "mtime", (json_int_t)st.st_mtim.tv_sec,
                          "mtime-ns", (json_int_t)st.st_mtim.tv_nsec);
     }
     blk_storage_length(n, &length);
-    return json_pack("{s:s, s:I}", "name", name, "size", (json_int_t)length);
+    return json_pack("{s:o, s:I}", "name", img_json_string(name), "size", (json_int_t)length);
 }
 
 json_t *journal_describe(struct blk_node *n)

@@ -160,8 +160,8 @@ static json_t *describe(struct blk_opts *given, const struct blk_option_desc *d,
             blk_opts_set(o, i->name, i->def);
         }
     }
-    json_t *v = json_pack("{s:s, s:s, s:o}", "filename", shown ? shown : "", "format", c->format,
-                          "options", img_options_json(o, d));
+    json_t *v = json_pack("{s:o, s:s, s:o}", "filename", img_json_string(shown ? shown : ""),
+                          "format", c->format, "options", img_options_json(o, d));
     blk_opts_free(o);
     free(shown);
     return v;

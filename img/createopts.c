@@ -210,7 +210,7 @@ static json_t *option_value(struct blk_opts *o, const struct blk_option_desc *d)
         return json_boolean(on);
     }
     char *shown = blk_redact(blk_opts_get(o, d->name));
-    json_t *v = json_string(shown ? shown : "");
+    json_t *v = img_json_string(shown ? shown : "");
     free(shown);
     return v;
 }

@@ -148,8 +148,9 @@ static int run(void *arg)
     if (ret) {
         return 1;
     }
-    return a->json ? img_json_result(json_pack("{s:s, s:s, s:I, s:I}", "input", a->input,
-                                               "output", a->target.filename,
+    return a->json ? img_json_result(json_pack("{s:o, s:o, s:I, s:I}", "input",
+                                               img_json_string(a->input), "output",
+                                               img_json_string(a->target.filename),
                                                "skipped-bytes", (json_int_t)a->src.skip,
                                                "copied-bytes", (json_int_t)a->c.total)) : 0;
 }

@@ -30,9 +30,10 @@ static int print_one(struct args *a, const char *name, uint64_t size, const uint
     if (!a->json) {
         printf("%s  %s\n", hex, shown ? shown : "");
     } else {
-        json_t *v = json_pack("{s:s, s:s, s:I, s:s, s:i}", "filename", shown ? shown : "",
-                              "digest", hex, "virtual-size", (json_int_t)size,
-                              "algorithm", a->algorithm->name, "segment-size", DIGEST_SEGMENT);
+        json_t *v = json_pack("{s:o, s:s, s:I, s:s, s:i}",
+                              "filename", img_json_string(shown ? shown : ""), "digest", hex,
+                              "virtual-size", (json_int_t)size, "algorithm", a->algorithm->name,
+                              "segment-size", DIGEST_SEGMENT);
         err = json_array_append_new(a->results, v) ? -ENOMEM : 0;
     }
     free(shown);

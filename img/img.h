@@ -163,6 +163,8 @@ void img_json_print(const json_t *v);
 /* The result of a command as JSON: printed and released.  NULL: there was no memory
  * for it, which is said.  Returns the exit status, 0 or 1. */
 int img_json_result(json_t *v);
+/* A string of bytes that may be no UTF-8, which become U+FFFD; NULL: NULL. */
+json_t *img_json_string(const char *s);
 /* The members of an object in the order qemu's dictionaries have: an array of
  * *n keys owned by v, free() the array; NULL: no memory or empty. */
 const char **img_json_keys(const json_t *v, size_t *n);

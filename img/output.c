@@ -94,7 +94,8 @@ static void put_indent(FILE *f, int level)
 
 #define REPLACEMENT 0xFFFDu
 
-/* The next character; names are bytes, so what is no UTF-8 becomes U+FFFD. */
+/* The next character; names are bytes, so what is no UTF-8 becomes U+FFFD.  A zero may be
+ * written as two bytes. */
 static unsigned next_char(const unsigned char **p)
 {
     static const unsigned least[] = { 0, 0x80, 0x800, 0x10000 };
@@ -113,7 +114,30 @@ static unsigned next_char(const unsigned char **p)
         }
         c = c << 6 | (**p & 0x3Fu);
     }
-    return c < least[more] || c > 0x10FFFF || (c & 0xFFFFF800) == 0xD800 ? REPLACEMENT : c;
+    return (c && c < least[more]) || c > 0x10FFFF || (c & 0xFFFFF800) == 0xD800 ? REPLACEMENT : c;
+}
+
+json_t *img_json_string(const char *s)
+{
+    const unsigned char *p = (const unsigned char *)s;
+    json_t *v = s ? json_string(s) : NULL;
+    char *text = s && !v ? malloc(3 * strlen(s) + 1) : NULL, *at = text;
+
+    while (text && *p) {
+        const unsigned char *from = p;
+        unsigned c = next_char(&p);
+        bool good = c && c != REPLACEMENT;
+        size_t len = good ? (size_t)(p - from) : 3;
+
+        memcpy(at, good ? (const char *)from : "\xef\xbf\xbd", len);
+        at += len;
+    }
+    if (text) {
+        *at = 0;
+        v = json_string(text);
+        free(text);
+    }
+    return v;
 }
 
 static void put_char(FILE *f, unsigned c)

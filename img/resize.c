@@ -84,7 +84,8 @@ static int resize_run(void *arg)
         return 1;
     }
     if (r->json) {
-        return img_json_result(json_pack("{s:s, s:I, s:I}", "filename", r->image.filename,
+        return img_json_result(json_pack("{s:o, s:I, s:I}", "filename",
+                                         img_json_string(r->image.filename),
                                          "previous-virtual-size", (json_int_t)r->before,
                                          "virtual-size", (json_int_t)r->after));
     }

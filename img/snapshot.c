@@ -45,10 +45,7 @@ static int change(const struct snapshot *s, struct blk_node *n)
         return err;
     case 'a':
         err = blk_snapshot(n, BLK_SNAPSHOT_APPLY, s->name, &e);
-        if (err == -ENOENT) {
-            img_error("Could not apply snapshot '%s': Failed to load snapshot: %s", s->name,
-                      e.text);
-        } else if (err) {
+        if (err) {
             img_report_prefixed(&e, "Could not apply snapshot '%s': ", s->name);
         }
         return err;
@@ -67,8 +64,9 @@ static int print_change(const struct snapshot *s)
 {
     const char *did = s->action == 'c' ? "create" : s->action == 'a' ? "apply" : "delete";
 
-    return img_json_result(json_pack("{s:s, s:s, s:s}", "filename", s->image.filename,
-                                     "action", did, "snapshot", s->name));
+    return img_json_result(json_pack("{s:o, s:s, s:o}", "filename",
+                                     img_json_string(s->image.filename), "action", did,
+                                     "snapshot", img_json_string(s->name)));
 }
 
 static int snapshot_run(void *arg)

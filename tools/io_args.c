@@ -41,7 +41,10 @@ void io_report(const char *verb, const struct io_args *a, uint64_t ns)
     if (a->quiet)
         return;
     if (a->machine) {
-        printf("%" PRIu64 ",%u,%.4f,%.4f,%.4f\n", a->length, 1u, s, (double)a->length / s, 1.0 / s);
+        uint64_t hundredths = ns / 10000000, seconds = hundredths / 100;
+        printf("%" PRIu64 ",1,%" PRIu64 ":%02u:%02u.%02u,%.3f,%.3f\n", a->length, seconds / 3600,
+               (unsigned)(seconds / 60 % 60), (unsigned)(seconds % 60), (unsigned)(hundredths % 100),
+               (double)a->length / s, 1.0 / s);
         return;
     }
     io_size_text((double)a->length, total, sizeof(total));

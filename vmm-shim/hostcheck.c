@@ -37,7 +37,7 @@ struct cpu_facts {
 /* The details are printed after the verdict, which needs them. */
 struct report {
     FILE *lines;
-    char reason[1200];              /* the last thing that was missing */
+    char reason[4200];              /* the last thing that was missing */
 };
 
 static void ok(struct report *r, const char *what, const char *text)

@@ -398,7 +398,7 @@ static json_t *bitmaps_info(const struct qcow2 *q)
             json_array_append_new(flags, json_string("auto"));
         }
         json_object_set_new(o, "flags", flags);
-        json_object_set_new(o, "name", json_string(b->name));
+        json_object_set_new(o, "name", json_string_nocheck(b->name));
         json_object_set_new(o, "granularity", json_integer((json_int_t)1 << b->granularity));
         json_array_append_new(list, o);
     }

@@ -466,8 +466,7 @@ static int load_l1(struct qcow2 *q, const struct qcow2_snapshot *s, uint64_t **o
     }
     if (bytes && (s->l1_offset & (q->cluster_size - 1) || s->l1_offset < q->cluster_size ||
                   s->l1_offset >= q->file->size)) {
-        return blk_err(e, EINVAL, "Snapshot L1 table offset invalid (%#llx)",
-                       (unsigned long long)s->l1_offset);
+        return blk_err(e, EINVAL, "Snapshot L1 table offset invalid");
     }
     uint64_t *l1 = malloc(bytes + 8);
     int err = l1 ? 0 : -ENOMEM;
@@ -556,9 +555,14 @@ static void cut_back(struct qcow2 *q, uint64_t end)
 {
     uint64_t used;
 
-    if (!qcow2_used_end(q, &used) && BLK_MAX(end, used << q->h.cluster_bits) < q->file->size) {
-        blk_truncate(q->file, BLK_MAX(end, used << q->h.cluster_bits), true, BLK_PREALLOC_OFF,
-                     NULL);
+    if (qcow2_used_end(q, &used)) {
+        return;
+    }
+    if (used > qcow2_clusters(q, end)) {        /* the last cluster may be a part of one */
+        end = used << q->h.cluster_bits;
+    }
+    if (end < q->file->size) {
+        blk_truncate(q->file, end, true, BLK_PREALLOC_OFF, NULL);
     }
 }
 
@@ -692,6 +696,16 @@ static int find(const struct table *t, uint32_t count, const char *name, bool id
     return -ENOENT;
 }
 
+/* QEMU says why before it says that. */
+static int not_loaded(int err, struct blk_error *e)
+{
+    if (e && e->text[0]) {
+        blk_report("%s", e->text);
+        blk_error_clear(e);
+    }
+    return blk_err_errno(e, -err, "Failed to load snapshot");
+}
+
 int qcow2_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name,
                    struct blk_error *e)
 {
@@ -704,8 +718,8 @@ int qcow2_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name
         return blk_err(e, EBUSY, "Device has active dirty bitmaps");
     }
     if (qcow2_external(q) && op != BLK_SNAPSHOT_DELETE) {
-        return blk_err(e, ENOTSUP, "%s%s", op == BLK_SNAPSHOT_APPLY ? "Failed to load snapshot: "
-                       : "", strerror(ENOTSUP));
+        return op == BLK_SNAPSHOT_APPLY ? not_loaded(-ENOTSUP, e)
+                                        : blk_err(e, ENOTSUP, "%s", strerror(ENOTSUP));
     }
     err = err ? err : table_read(q, &t, e);
     if (err) {
@@ -723,5 +737,8 @@ int qcow2_snapshot(struct blk_node *n, enum blk_snapshot_op op, const char *name
         }
     }
     table_free(q, &t, count);
+    if (err && op == BLK_SNAPSHOT_APPLY) {
+        return not_loaded(err, e);
+    }
     return err ? blk_err(e, -err, "%s", strerror(-err)) : 0;
 }

@@ -27,6 +27,14 @@ ok(r['filename'] == 'a.qcow2' and r['format'] == 'qcow2' and
 p = img('create', '--output=json', '-f', 'qcow2', 'x', status=1)
 ok(p.stdout == '' and 'needs a size' in p.stderr, 'create: no result when it fails', p)
 
+odd, bitmap = os.fsdecode(b'n\xc3\xa4me \xff'), os.fsdecode(b'b\xfe')
+os.rename('a.qcow2', odd)
+r = result('bitmap', '--add', odd, bitmap)
+ok(r['filename'] == 'n\u00e4me \ufffd' and r['bitmap'] == 'b\ufffd' and r['exists'],
+   'names that are no UTF-8', r)
+img('bitmap', '--remove', odd, bitmap)
+os.rename(odd, 'a.qcow2')
+
 r = result('resize', 'a.qcow2', '+10M')
 ok(r == {'filename': 'a.qcow2', 'previous-virtual-size': 10 << 20, 'virtual-size': 20 << 20},
    'resize: the size before and after', r)
