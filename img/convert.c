@@ -621,7 +621,7 @@ static int run_or_help(struct args *a, int argc, char **argv)
 static int convert_main(int argc, char **argv)
 {
     struct args a = { .src_cache = "writeback",
-                      .c = { .sparse = 4096, .checkpoint = 64u << 20 } };
+                      .c = { .sparse = CONVERT_SPARSE, .checkpoint = 64u << 20 } };
     int c, ret = 0;
 
     while (ret == 0 && (c = getopt_long(argc, argv, "hf:O:B:F:Cco:l:S:pt:T:qnm:WUr:", longs,

@@ -25,6 +25,7 @@
 #include "block/block.h"
 
 #define CONVERT_SECTOR      512u
+#define CONVERT_SPARSE      4096u   /* -S, where it is not given */
 #define CONVERT_BUF_MIN     (2u << 20)
 #define CONVERT_BUF_MAX     (16u << 20)
 #define CONVERT_WORKERS_MAX 16u
@@ -88,6 +89,7 @@ struct convert {
     bool compress;              /* write whole clusters, compressed; cluster is known */
     uint32_t sparse;            /* zeros of this length or more are not written; 0: all are */
     uint32_t cluster;           /* target's cluster size, 0: none; a power of two */
+    bool whole_clusters;        /* the first write into one allocates it, and none is there yet */
     unsigned workers;           /* -m; 0: convert_copy() chooses */
     uint64_t rate;              /* bytes a second, 0: no limit */
     size_t buf_size;            /* multiple of 4096, at least cluster */

@@ -247,9 +247,18 @@ static int write_wait(struct worker *w)
     return convert_fail(w->c, w->reqs[failed].result, CONVERT_WRITE, s->offset);
 }
 
+/* A write that begins in a cluster that another may be allocating waits for that one: if it
+ * goes on beyond the cluster, later ones would overtake it. */
+static bool may_be_late(const struct convert *c, const struct blk_req *req)
+{
+    uint64_t in = c->cluster ? req->offset & (c->cluster - 1ull) : 0;
+
+    return in && in + req->length > c->cluster;
+}
+
 static int add_write(struct worker *w, const struct blk_req *req, uint8_t *data)
 {
-    if (w->nreqs == CONVERT_SEGS) {
+    if (w->nreqs == CONVERT_SEGS || may_be_late(w->c, req)) {
         int ret = write_wait(w);
         if (ret < 0) {
             return ret;
@@ -295,8 +304,8 @@ static uint64_t run_len(const struct convert *c, const struct convert_seg *s,
     return len;
 }
 
-/* Write a segment's data, leaving out zeros of c->sparse bytes or more.  Pieces
- * of data gather in [from, at) until such a run ends them. */
+/* Write a segment's data, leaving out zeros of c->sparse bytes or more, and those at its ends,
+ * however few.  Pieces of data gather in [from, at) until such a run ends them. */
 static int write_sparse(struct worker *w, const struct convert_seg *s, const uint8_t **zeros)
 {
     struct convert *c = w->c;
@@ -308,7 +317,7 @@ static int write_sparse(struct worker *w, const struct convert_seg *s, const uin
         bool zero;
         uint64_t len = run_len(c, s, zeros, at, &zero);
 
-        if (zero && len >= BLK_MIN(c->sparse, s->length)) {
+        if (zero && (len >= c->sparse || !at || at + len == s->length)) {
             if (at > from) {
                 ret = write_run(w, s->offset + from, at - from, p + from);
             }
@@ -620,17 +629,27 @@ static unsigned choose_workers(const struct convert *c)
     return local && cpus > 0 && cpus < WORKERS_DEFAULT ? (unsigned)cpus + 1 : WORKERS_DEFAULT;
 }
 
-int convert_copy(struct convert *c)
+/* QEMU's granularity of zeros.  Where clusters are allocated as a whole by the first write into
+ * them smaller pieces gain nothing. */
+static uint32_t choose_grain(const struct convert *c)
 {
-    struct worker *workers[CONVERT_WORKERS_MAX] = { NULL };
-    uint32_t grain = c->sparse;
-    int ret;
+    uint32_t grain = BLK_MAX(c->sparse, CONVERT_SECTOR);
 
-    /* Pieces smaller than the target's cluster gain nothing there. */
     while (grain & (grain - 1)) {
         grain &= grain - 1;
     }
-    c->grain = BLK_MAX(grain, BLK_MIN(c->cluster, 65536u));
+    if (c->dst) {
+        grain = BLK_MAX(grain, blk_node_limits(c->dst)->req_align);
+    }
+    return c->whole_clusters ? BLK_MAX(grain, BLK_MIN(c->cluster, 65536u)) : grain;
+}
+
+int convert_copy(struct convert *c)
+{
+    struct worker *workers[CONVERT_WORKERS_MAX] = { NULL };
+    int ret;
+
+    c->grain = choose_grain(c);
     c->workers = c->workers ? c->workers : choose_workers(c);
     ret = start_workers(c, workers);
     if (ret < 0) {

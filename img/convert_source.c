@@ -175,9 +175,12 @@ static uint64_t cut(const struct convert *c, uint64_t len, uint64_t room)
     return room == c->buf_size ? room : 0;
 }
 
-static bool joins(const struct convert_seg *s, const struct convert_seg *next)
+/* Where zeros at an extent's ends are left out each is by itself. */
+static bool joins(const struct convert *c, const struct convert_seg *s,
+                  const struct convert_seg *next)
 {
-    return s->kind == next->kind && s->src == next->src && s->fill == next->fill &&
+    return (s->kind != CONVERT_DATA || c->compress || c->sparse <= CONVERT_SPARSE) &&
+           s->kind == next->kind && s->src == next->src && s->fill == next->fill &&
            s->host == next->host &&
            (!s->host || s->host_offset + s->length == next->host_offset);
 }
@@ -186,7 +189,7 @@ static void add_segment(struct convert *c, struct convert_chunk *ch, struct conv
 {
     struct convert_seg *last = ch->nsegs ? &ch->segs[ch->nsegs - 1] : NULL;
 
-    if (last && joins(last, seg)) {
+    if (last && joins(c, last, seg)) {
         last->length += seg->length;
     } else {
         ch->segs[ch->nsegs++] = *seg;

@@ -132,6 +132,20 @@ int convert_target_create(struct convert_target *t, struct blk_error *e)
     return blk_create(img_loop(), t->format, t->filename, t->opts, e);
 }
 
+static int first_fiber(void *arg)
+{
+    struct blk_node *n = arg;
+    struct blk_status st;
+
+    return blk_size(n) && !co_status(n, 0, 1, &st) && st.flags & BLK_ST_ALLOCATED;
+}
+
+/* Preallocated?  Then it is there from the first byte on. */
+static bool is_allocated_first(struct blk_node *n)
+{
+    return blk_run(img_loop(), first_fiber, n) > 0;
+}
+
 int convert_target_measure(const struct convert_target *t, struct convert *c, bool created,
                            bool is_zero)
 {
@@ -156,15 +170,18 @@ int convert_target_measure(const struct convert_target *t, struct convert *c, bo
     if (info.cluster_size <= CONVERT_BUF_MIN && !(info.cluster_size & (info.cluster_size - 1))) {
         c->cluster = (uint32_t)info.cluster_size;
     }
+    c->whole_clusters = created && c->cluster && info.mapping_size == info.cluster_size &&
+                        !blk_data_file(c->dst) && !is_allocated_first(c->dst);
     c->compress = c->compress || info.needs_compressed;
     blk_info_free(&info);
     if (c->compress && !c->cluster) {
         img_error("invalid cluster size");
         return -EINVAL;
     }
-    /* Clusters of an image that was there may have to be read first: so they come to lie in
-     * their order, as QEMU puts them. */
-    c->one_at_a_time = !created && c->cluster && !c->compress && !c->out_of_order;
+    /* Clusters of which something is there already have to be read first: so they come to lie
+     * in their order, as QEMU puts them. */
+    c->one_at_a_time = (!created || blk_backing(c->dst)) && c->cluster && !c->compress &&
+                       !c->out_of_order;
     c->buf_size = BLK_MIN(CONVERT_BUF_MAX, BLK_MAX(CONVERT_BUF_MIN, (want + 4095u) & ~4095u));
     return 0;
 }
