@@ -62,8 +62,7 @@ static bool cmd_sleep(struct shell *sh, int argc, char **argv)
 
 static bool cmd_abort(struct shell *sh, int argc, char **argv)
 {
-    fflush(stdout);
-    abort();
+    abort();                        /* what stdio holds is lost, as in QEMU */
 }
 
 static bool cmd_sigraise(struct shell *sh, int argc, char **argv)
@@ -320,7 +319,8 @@ static void io_usage(void)
            "  -s, --snapshot       what is written is gone at the end\n"
            "  -C, --copy-on-read   what is read from a backing file is kept in the image\n"
            "  -n, --nocache        O_DIRECT, short for -t none\n"
-           "  -t, --cache MODE     none, writeback, writethrough, directsync, unsafe\n"
+           "  -t, --cache MODE     writethrough (default), none, writeback, directsync,\n"
+           "                       unsafe\n"
            "  -d, --discard MODE   ignore or unmap (default)\n"
            "  -U, --force-share    take no locks\n"
            "      --object OBJDEF  an object such as a secret\n"
@@ -420,7 +420,7 @@ int main(int argc, char **argv)
 {
     struct blk_error e = BLK_ERROR_INIT;
     struct shell sh = { 0 };
-    struct io_main m = { .open.flags = BLK_O_RDWR | BLK_O_UNMAP };
+    struct io_main m = { .open.flags = IO_OPEN_FLAGS };
     const char *slash = strrchr(argv[0], '/');
     int ret = 1;
 

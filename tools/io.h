@@ -8,6 +8,10 @@
 
 #include "block/block.h"
 
+/* Without options each write is flushed before it is done: scripts that end a program in its
+ * middle rely on it. */
+#define IO_OPEN_FLAGS (BLK_O_RDWR | BLK_O_UNMAP | BLK_O_WRITETHROUGH)
+
 /* How an image was opened, for reopen; strings are owned. */
 struct io_open {
     char *filename, *format;

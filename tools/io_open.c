@@ -155,7 +155,7 @@ bool io_open_file(struct shell *sh, struct io_open *o)
 
 bool io_cmd_open(struct shell *sh, int argc, char **argv)
 {
-    struct io_open o = { .flags = BLK_O_RDWR | BLK_O_UNMAP };
+    struct io_open o = { .flags = IO_OPEN_FLAGS };
     bool ok = true;
     int c;
 

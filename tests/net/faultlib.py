@@ -152,8 +152,10 @@ class Io:
     def __init__(self, url, *args, program=IO, fmt="raw"):
         master, slave = pty.openpty()
         self.fd = master
-        self.p = subprocess.Popen([program, *(["-f", fmt] if fmt else []), *args, url], stdin=subprocess.PIPE,
-                                  stdout=slave, stderr=slave)
+        # Not writethrough, the default: what a flush does is to be seen.
+        cache = ["-t", "writeback"] if program == IO else []
+        self.p = subprocess.Popen([program, *(["-f", fmt] if fmt else []), *cache, *args, url],
+                                  stdin=subprocess.PIPE, stdout=slave, stderr=slave)
         os.close(slave)
         self.text = ""
         self.said = ""

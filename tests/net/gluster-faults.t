@@ -20,7 +20,7 @@ U3=gluster://$GLUSTER_HOST/v3
 io_open()
 {
     # shellcheck disable=SC2086
-    coproc IO { exec platter-io $1 2>&1; }
+    coproc IO { exec platter-io -t writeback $1 2>&1; }
     IO_ID=$IO_PID
     exec {IO_OUT}<&"${IO[0]}" {IO_IN}>&"${IO[1]}"       # bash closes its own when it ends
     eval "exec ${IO[1]}>&-"

@@ -18,8 +18,8 @@ def test(f):
 def io(url, *cmds, env=None, limit=50, flags=()):
     words = [w for c in cmds for w in ('-c', c)]
     start = time.monotonic()
-    r = subprocess.run([IO, '-f', 'raw', *flags, *words, url], capture_output=True, text=True,
-                       timeout=limit, env=dict(os.environ, **(env or {})))
+    r = subprocess.run([IO, '-f', 'raw', '-t', 'writeback', *flags, *words, url],
+                       capture_output=True, text=True, timeout=limit, env=dict(os.environ, **(env or {})))
     r.took = time.monotonic() - start
     assert r.returncode in (0, 1), 'status %d: %s' % (r.returncode, r.stderr)
     return r
