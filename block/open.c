@@ -400,6 +400,8 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
     }
     if (err) {
         blk_close(file, NULL);
+    } else if (!place->storage) {
+        (*out)->can_grow = false;       /* only what an image lies on grows */
     }
     return err;
 }
@@ -425,10 +427,7 @@ bool blk_inner_name_allowed(const char *list, const char *name)
     if (!blk_has_protocol(name) || !strncmp(name, "file:", 5)) {
         return true;
     }
-    if (!list) {
-        return false;
-    }
-    for (const char *p = list; *p; p += strcspn(p, ",:"), p += *p != 0) {
+    for (const char *p = list ? list : ""; *p; p += strcspn(p, ",:"), p += *p != 0) {
         size_t plen = strcspn(p, ",:");
         if ((plen == 3 && !strncmp(p, "all", 3)) || (plen == len && !strncmp(p, name, len))) {
             return true;
@@ -460,6 +459,23 @@ static int check_inner_format(const char *format, struct blk_error *e)
     return blk_err(e, EINVAL, "Unknown driver '%s'", format);
 }
 
+static bool is_backing_key(const char *key)
+{
+    return !strcmp(key, "backing") || !strncmp(key, "backing.", 8);
+}
+
+/* What o says of the next backing file is for open_chain() to take. */
+static void leave_backing(struct blk_opts *o)
+{
+    const char *key;
+
+    for (size_t i = 0; blk_opts_at(o, i, &key, NULL); i++) {
+        if (is_backing_key(key)) {
+            blk_opts_get(o, key);
+        }
+    }
+}
+
 /* Open n's backing file; o: the options given for it, may name it ("backing"); more:
  * flags beyond those that n has. */
 static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
@@ -485,6 +501,7 @@ static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
     flags |= more;
     if (!err) {
         struct layer_place place = { n, n->backing_urls, false };
+        leave_backing(o);
         err = check_inner_format(format, e);
         err = err ? err : open_whole_layer(n->loop, name, format, o, flags, &place, &b, e);
         if (err) {
@@ -641,7 +658,7 @@ static int open_image(struct blk_loop *l, const char *filename, const char *form
     int err;
 
     for (size_t i = 0; blk_opts_at(o, i, &key, &value);) {
-        if (!strcmp(key, "backing") || !strncmp(key, "backing.", 8)) {
+        if (is_backing_key(key)) {
             warn_of_empty_backing(o, key, value);
             blk_opts_set(chain, key, value);
             blk_opts_del(o, key);

@@ -66,7 +66,7 @@ static int flatten_value(struct flatten *f, size_t used, json_t *v)
         return flatten_nested(f, used, v);
     if (++f->count > OPTS_MAX)
         return blk_err(f->e, E2BIG, "More than %d JSON options", OPTS_MAX);
-    char number[24];
+    char number[32];
     switch (json_typeof(v)) {
     case JSON_STRING:
         blk_opts_set(f->o, f->key, json_string_value(v));
@@ -76,7 +76,8 @@ static int flatten_value(struct flatten *f, size_t used, json_t *v)
         opts_set_literal(f->o, f->key, number);
         break;
     case JSON_REAL:
-        blk_opts_setf(f->o, f->key, "%.17g", json_real_value(v));
+        snprintf(number, sizeof(number), "%.17g", json_real_value(v));
+        opts_set_literal(f->o, f->key, number);
         break;
     case JSON_NULL:
         opts_set_literal(f->o, f->key, "");
@@ -87,20 +88,43 @@ static int flatten_value(struct flatten *f, size_t used, json_t *v)
     return 0;
 }
 
+/* QEMU's JSON knows 'strings' as well, and \' in both kinds; jansson does not.  NULL: no memory. */
+static char *double_quoted(const char *s, size_t len)
+{
+    char *out = malloc(2 * len + 1), *p = out, quote = 0;
+    for (size_t i = 0; out && i < len; i++) {
+        if (quote && s[i] == '\\' && i + 1 < len) {
+            if (s[++i] != '\'')
+                *p++ = '\\';
+            *p++ = s[i];
+        } else if (quote ? s[i] == quote : s[i] == '"' || s[i] == '\'') {
+            quote = quote ? 0 : s[i];
+            *p++ = '"';
+        } else {
+            if (s[i] == '"')
+                *p++ = '\\';
+            *p++ = s[i];
+        }
+    }
+    if (out)
+        *p = 0;
+    return out;
+}
+
 /* Nesting of the text, counted before jansson recurses into it: fibers have
  * small stacks. */
-static bool json_too_deep(const char *s, size_t len)
+static bool json_too_deep(const char *s)
 {
     unsigned depth = 0;
     bool quoted = false;
-    for (size_t i = 0; i < len; i++) {
-        if (quoted && s[i] == '\\')
-            i++;
-        else if (s[i] == '"')
+    for (; *s; s++) {
+        if (quoted && *s == '\\' && s[1])
+            s++;
+        else if (*s == '"')
             quoted = !quoted;
-        else if (!quoted && (s[i] == '{' || s[i] == '['))
+        else if (!quoted && (*s == '{' || *s == '['))
             depth++;
-        else if (!quoted && depth && (s[i] == '}' || s[i] == ']'))
+        else if (!quoted && depth && (*s == '}' || *s == ']'))
             depth--;
         if (depth > OPTS_DEPTH_MAX)
             return true;
@@ -117,15 +141,19 @@ json_t *opts_json_load(const char *json, struct blk_error *e)
         blk_err(e, E2BIG, "Could not parse the JSON options: longer than %u bytes", BLK_JSON_MAX);
         return NULL;
     }
-    if (json_too_deep(json, len)) {
-        blk_err(e, E2BIG, "Could not parse the JSON options: nested deeper than %d",
-                OPTS_DEPTH_MAX);
+    char *text = double_quoted(json, len);
+    if (!text) {
+        blk_err_errno(e, ENOMEM, "Could not parse the JSON options");
         return NULL;
     }
     json_error_t why;
-    json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
-    if (!root)
+    json_t *root = NULL;
+    if (json_too_deep(text))
+        blk_err(e, E2BIG, "Could not parse the JSON options: nested deeper than %d",
+                OPTS_DEPTH_MAX);
+    else if (!(root = json_loads(text, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why)))
         blk_err(e, EINVAL, "Could not parse the JSON options: JSON parse error, %s", why.text);
+    free(text);
     return root;
 }
 

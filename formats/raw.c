@@ -65,6 +65,7 @@ static int raw_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
         return err;
     }
     n->limits = n->file->limits;
+    n->can_grow = n->file->can_grow && !s->has_size;
     n->can_zero = n->file->can_zero;
     n->can_discard = n->file->can_discard;
     n->can_fua = n->file->can_fua;

@@ -567,7 +567,7 @@ int qcow2_measure(struct blk_loop *l, struct blk_node *src, struct blk_opts *o,
         blk_error_clear(e);
         blk_err(e, EFBIG, "The image size is too large (try using a larger cluster size)");
     }
-    if (!err && src && c.prealloc == BLK_PREALLOC_OFF) {
+    if (!err && src) {
         data = div_up(c.h.size, c.cluster);
         int r = overlay ? 0 : count_allocated(src, c.cluster, c.h.size, &data);
         err = r ? blk_err_errno(e, -r, "Unable to get block status") : 0;

@@ -61,6 +61,9 @@ suite.table(r'''
     measure -O qcow2 -o cluster_size=512 c.qcow2
     measure -O qcow2 -o cluster_size=2M c.qcow2
     measure -O qcow2 -o preallocation=full b.qcow2
+    measure -O qcow2 -o preallocation=metadata b.qcow2
+    measure -O qcow2 -o preallocation=metadata,extended_l2=on b.qcow2
+    measure -O qcow2 -o preallocation=falloc b.qcow2
     measure -O qcow2 --image-opts driver=qcow2,file.filename=b.qcow2
     measure -O qcow2 -U b.qcow2
     @hold=w:b.qcow2 measure -O qcow2 b.qcow2
