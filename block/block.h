@@ -410,7 +410,7 @@ const char *blk_filename(const struct blk_node *n);      /* as given, redacted *
 struct blk_node *blk_file(const struct blk_node *n);     /* protocol child or NULL */
 const char *blk_file_role(const struct blk_node *n);     /* how QEMU calls it: "file" */
 struct blk_node *blk_data_file(const struct blk_node *n);/* external data file or NULL */
-struct blk_node *blk_backing(const struct blk_node *n);  /* or NULL */
+struct blk_node *blk_backing(struct blk_node *n);    /* of the image, if n is a filter; or NULL */
 /* i-th further file of an image that has several, or NULL; *name is how QEMU calls it. */
 struct blk_node *blk_more_file(const struct blk_node *n, unsigned i, const char **name);
 /* Writable, and raw only because no other format was recognised. */

@@ -43,10 +43,14 @@ struct blk_chainmap {
     struct blk_node *nodes[2 * BLK_CHAIN_MAX];
 };
 
+/* 0: a filter is in the chain, which wants to see the reads. */
 static unsigned map_shift(const struct blk_node *top)
 {
     unsigned shift = MAP_GRANULE_MAX;
     for (const struct blk_node *n = top; n; n = n->backing) {
+        if (n->drv->filter) {
+            return 0;
+        }
         uint32_t size = n->mapping_size ? n->mapping_size : n->cluster_size;
         if (size) {
             unsigned bits = (unsigned)__builtin_ctz(size);
@@ -60,7 +64,7 @@ static struct blk_chainmap *map_new(struct blk_node *top)
 {
     unsigned shift = map_shift(top);
     uint64_t npages = (top->size >> (shift + MAP_PAGE_SHIFT)) + 1;
-    struct blk_chainmap *m = npages <= MAP_PAGES_MAX ? calloc(1, sizeof(*m)) : NULL;
+    struct blk_chainmap *m = shift && npages <= MAP_PAGES_MAX ? calloc(1, sizeof(*m)) : NULL;
     if (!m) {
         return NULL;
     }

@@ -121,6 +121,9 @@ const struct blk_driver *blk_driver_built_in(const char *name);
 const struct blk_driver *blk_driver_filter_for(const char *name);
 const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_error *e);
 
+/* node.c: the image that filters on top of it pass on. */
+struct blk_node *blk_unfiltered(struct blk_node *n);
+
 /* status.c: as co_status(), without asking the storage for holes: where to read.
  * Fiber. */
 int blk_status_layer(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st);

@@ -19,7 +19,15 @@ const char *blk_format_name(const struct blk_node *n) { return n->drv->name; }
 const char *blk_filename(const struct blk_node *n) { return n->shown; }
 struct blk_node *blk_file(const struct blk_node *n) { return n->file; }
 struct blk_node *blk_data_file(const struct blk_node *n) { return n->data_file; }
-struct blk_node *blk_backing(const struct blk_node *n) { return n->backing; }
+struct blk_node *blk_backing(struct blk_node *n) { return blk_unfiltered(n)->backing; }
+
+struct blk_node *blk_unfiltered(struct blk_node *n)
+{
+    while (n->drv->over_images) {
+        n = n->file;
+    }
+    return n;
+}
 
 struct blk_node *blk_more_file(const struct blk_node *n, unsigned i, const char **name)
 {
@@ -391,7 +399,7 @@ static int change_backing_fiber(void *arg)
 int blk_change_backing(struct blk_node *n, const char *name, const char *format,
                        struct blk_error *e)
 {
-    struct layer_args a = { n, name, format, e };
+    struct layer_args a = { n = blk_unfiltered(n), name, format, e };
     if (!n->drv->change_backing) {
         return blk_err(e, ENOTSUP, "Operation not supported");
     }

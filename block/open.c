@@ -608,7 +608,7 @@ static int reopen_fiber(void *arg)
 
 int blk_backing_reopen_rw(struct blk_node *n, struct blk_error *e)
 {
-    struct reopen_args a = { n, e };
+    struct reopen_args a = { blk_unfiltered(n), e };
     return blk_run(n->loop, reopen_fiber, &a);
 }
 

@@ -44,7 +44,7 @@ static int layer_status(struct blk_node *n, uint64_t off, uint64_t len, bool hol
     if (n->drv->status) {
         st->length = len;
         err = n->drv->status(n, off, len, st);
-    } else if (n->drv->filter && n->drv->over_images) {
+    } else if (n->drv->over_images) {
         err = blk_filter_status(n, off, len, st);
     } else if (n->drv->filter) {
         blk_status_at(st, n->file, off, len, BLK_ST_RECURSE);
@@ -61,7 +61,8 @@ static int layer_status(struct blk_node *n, uint64_t off, uint64_t len, bool hol
         st->flags &= ~(unsigned)BLK_ST_RECURSE;
         err = holes || !(st->flags & BLK_ST_DATA) ? status_recurse(st) : 0;
     }
-    if (!(st->flags & BLK_ST_ALLOCATED) && (!n->backing || off >= n->backing->size)) {
+    if (!(st->flags & BLK_ST_ALLOCATED) && !n->drv->over_images &&
+        (!n->backing || off >= n->backing->size)) {
         st->flags |= BLK_ST_ZERO;
     }
     if (off + st->length == n->size) {
@@ -78,7 +79,6 @@ int co_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status 
 int co_status_above(struct blk_node *n, struct blk_node *base, uint64_t off, uint64_t len,
                     struct blk_status *st)
 {
-    int depth = 0;
     bool short_layer = false;
     uint64_t end_of_top = n->size;
 
@@ -87,7 +87,7 @@ int co_status_above(struct blk_node *n, struct blk_node *base, uint64_t off, uin
         return -EINVAL;
     }
     len = BLK_MIN(len, n->size - off);
-    for (struct blk_node *at = n; at && at != base; at = at->backing, depth++) {
+    for (struct blk_node *at = n; at && at != base; at = at->drv->over_images ? at->file : at->backing) {
         if (off >= at->size) {
             /* Below a layer that ends here, an overlay reads zeros, whatever
              * deeper (longer) layers hold. */
@@ -101,7 +101,6 @@ int co_status_above(struct blk_node *n, struct blk_node *base, uint64_t off, uin
         len = BLK_MIN(len, st->length);
         if (st->flags & BLK_ST_ALLOCATED) {
             st->length = len;
-            st->depth = depth;
             st->flags &= ~(unsigned)BLK_ST_EOF;
             st->flags |= off + len == end_of_top ? BLK_ST_EOF : 0;
             return 0;
@@ -110,7 +109,6 @@ int co_status_above(struct blk_node *n, struct blk_node *base, uint64_t off, uin
     /* The last layer may have a place for it all the same. */
     st->flags = BLK_ST_ZERO | (short_layer ? 0 : st->flags & BLK_ST_OFFSET);
     st->length = len;
-    st->depth = depth;
     st->layer = NULL;
     if (short_layer) {
         st->flags |= BLK_ST_ALLOCATED;
@@ -121,8 +119,8 @@ int co_status_above(struct blk_node *n, struct blk_node *base, uint64_t off, uin
 
 int blk_filter_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)
 {
-    int err = co_status_above(n->file, NULL, off, len, st);
-    st->flags |= BLK_ST_ALLOCATED;
+    int err = layer_status(n->file, off, len, st->flags & BLK_ST_RECURSE, st);
+
     st->layer = n;
     return err;
 }

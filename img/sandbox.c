@@ -60,6 +60,8 @@ static void look_at_options(struct blk_opts *o, struct place *p)
         } else if (is_key(key, "filename")) {
             p->file = p->file ? p->file : value;        /* a path, whatever it begins with */
             p->files++;
+        } else if (is_key(key, "config")) {
+            p->files++;                                 /* a blkdebug's rules */
         } else if (is_key(key, "read-only")) {
             bool ro = true;             /* what is no boolean is refused later */
             blk_opts_get_bool(o, key, &ro, NULL);
