@@ -120,6 +120,7 @@ static int open_table(struct blk_node *n, struct parallels *s, struct blk_error 
     s->map.data_end = BLK_MIN((uint64_t)UINT32_MAX * s->unit, (uint64_t)INT64_MAX / 2);
     int err = blockmap_init(&s->map, e);
     n->cluster_size = 0;            /* QEMU does not tell */
+    n->mapping_size = s->map.block_size;
     return err;
 }
 

@@ -89,6 +89,7 @@ struct convert {
     bool compress;              /* write whole clusters, compressed; cluster is known */
     uint32_t sparse;            /* zeros of this length or more are not written; 0: all are */
     uint32_t cluster;           /* target's cluster size, 0: none; a power of two */
+    uint64_t block;             /* what the target allocates at once; 0: unknown */
     bool whole_clusters;        /* the first write into one allocates it, and none is there yet */
     unsigned workers;           /* -m; 0: convert_copy() chooses */
     uint64_t rate;              /* bytes a second, 0: no limit */

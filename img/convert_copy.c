@@ -247,13 +247,13 @@ static int write_wait(struct worker *w)
     return convert_fail(w->c, w->reqs[failed].result, CONVERT_WRITE, s->offset);
 }
 
-/* A write that begins in a cluster that another may be allocating waits for that one: if it
- * goes on beyond the cluster, later ones would overtake it. */
+/* A write that begins in a block that another may be allocating waits for that one: if it
+ * goes on beyond the block, later ones would overtake it. */
 static bool may_be_late(const struct convert *c, const struct blk_req *req)
 {
-    uint64_t in = c->cluster ? req->offset & (c->cluster - 1ull) : 0;
+    uint64_t in = c->block ? req->offset % c->block : 0;
 
-    return in && in + req->length > c->cluster;
+    return in && in + req->length > c->block;
 }
 
 static int add_write(struct worker *w, const struct blk_req *req, uint8_t *data)

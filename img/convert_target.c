@@ -170,6 +170,7 @@ int convert_target_measure(const struct convert_target *t, struct convert *c, bo
     if (info.cluster_size <= CONVERT_BUF_MIN && !(info.cluster_size & (info.cluster_size - 1))) {
         c->cluster = (uint32_t)info.cluster_size;
     }
+    c->block = BLK_MAX(info.cluster_size, info.mapping_size);
     c->whole_clusters = created && c->cluster && info.mapping_size == info.cluster_size &&
                         !blk_data_file(c->dst) && !is_allocated_first(c->dst);
     c->compress = c->compress || info.needs_compressed;

@@ -288,7 +288,7 @@ static int cow_prepare(struct alloc *a, uint64_t off, uint64_t len, struct cow *
     uint64_t at = a->space.offset + a->from;
     struct blk_node *data = a->q->data;
     /* Where a crash may still find the old content there must be no zeros in between. */
-    bool ours = !a->in_place && !qcow2_external(a->q) && !a->q->crypt;
+    bool ours = !a->in_place && !a->q->crypt;
     if (a->space.fresh) {
         c->head = c->tail = 0;
         if (data->drv->reserve) {
