@@ -65,6 +65,20 @@ static int status_or_salvage(const struct convert *c, struct blk_node *node, uin
     return ret;
 }
 
+/* What needs no data may end within a sector, as a file does: is the rest of that the same? */
+static void fill_sector(const struct convert *c, struct blk_node *node, uint64_t off,
+                        enum convert_kind kind, struct blk_status *st)
+{
+    uint64_t at = off + st->length, in = at & (CONVERT_SECTOR - 1ull);
+    uint64_t rest = in ? BLK_MIN(CONVERT_SECTOR - in, blk_size(node) - at) : 0;
+    struct blk_status next;
+
+    if (kind != CONVERT_DATA && rest && status_at(c, node, at, rest, &next) == 0 &&
+        next.length == rest && kind_of(c, next.flags, c->pos) == kind) {
+        st->length += rest;
+    }
+}
+
 /* Ends stay on sectors: one that is partly data is copied whole. */
 static void set_extent(struct convert *c, enum convert_kind kind, uint64_t len, uint64_t limit,
                        bool at_end)
@@ -123,6 +137,7 @@ static int find_extent(struct convert *c)
     uint64_t off = c->pos - s->start + s->skip, size = blk_size(s->node);
     uint64_t limit = s->start + s->length;
     struct blk_status st = { 0 };
+    enum convert_kind kind;
     int ret;
 
     c->ext_src = s;
@@ -142,7 +157,9 @@ static int find_extent(struct convert *c)
     if (ret < 0) {
         return convert_fail(c, ret, CONVERT_MAP, off);
     }
-    set_extent(c, kind_of(c, st.flags, c->pos), st.length, limit,
+    kind = kind_of(c, st.flags, c->pos);
+    fill_sector(c, s->node, off, kind, &st);
+    set_extent(c, kind, st.length, limit,
                off + st.length >= size || c->pos + st.length >= limit);
     set_host(c, &st);
     if (c->compress) {
