@@ -15,7 +15,8 @@
 
 #include "img/img.h"
 
-#define BUF_SIZE    (1u << 20)      /* a worker has one for each side */
+#define BUF_SIZE    (2u << 20)      /* QEMU's; a worker has one for each side */
+#define EXTENTS     64u             /* of a piece */
 #define WORKERS     4u
 #define SECTOR      512u
 
@@ -41,6 +42,8 @@ struct finding {
 struct piece {
     uint64_t offset, length;        /* length 0: nothing is left */
     bool read[2];                   /* one only: it must be all zeros */
+    unsigned n;
+    uint64_t start[EXTENTS + 1];    /* of the extents in it; its end */
 };
 
 struct compare {
@@ -49,7 +52,7 @@ struct compare {
     bool strict, quiet, json;
 
     struct co_mutex lock;
-    uint64_t pos, done;
+    uint64_t pos, end, done;        /* of what is handed out */
     struct finding found;
     unsigned running;
     struct co_queue ended;
@@ -203,7 +206,7 @@ static int find_piece(struct compare *c, struct piece *p)
     if (c->pos < c->common) {
         return common_piece(c, p);
     }
-    return c->pos < c->total ? tail_piece(c, p) : 0;
+    return c->pos < c->end ? tail_piece(c, p) : 0;
 }
 
 static void advance(struct compare *c, uint64_t bytes)
@@ -230,14 +233,18 @@ static void next_piece(struct compare *c, struct piece *p)
             advance(c, more.length);
             continue;
         }
-        more.length = BLK_MIN(more.length, BUF_SIZE - p->length);
+        more.length = BLK_MIN(more.length, BUF_SIZE);
         if (!p->length) {
             *p = more;
+        } else if (more.length > BUF_SIZE - p->length) {
+            break;
         } else {
             p->length += more.length;
         }
+        p->start[p->n++] = c->pos;
         c->pos += more.length;
-        if (p->length == BUF_SIZE || c->pos == c->common) {
+        p->start[p->n] = c->pos;
+        if (p->n == EXTENTS || c->pos == c->common) {
             break;
         }
     }
@@ -286,7 +293,8 @@ static void compare_bufs(void *arg)
     w->differs = first_nonzero(w->buf[p->read[0] ? 0 : 1], p->length);
 }
 
-static int read_piece(struct worker *w)
+/* The side that cannot be read, or -1. */
+static int read_extents(struct worker *w, uint64_t from, uint64_t end, int *err)
 {
     struct piece *p = &w->p;
     struct co_batch batch = { 0 };
@@ -295,23 +303,38 @@ static int read_piece(struct worker *w)
 
     for (unsigned i = 0; i < 2; i++) {
         if (p->read[i]) {
-            iov[i] = (struct iovec) { w->buf[i], p->length };
-            req[i] = (struct blk_req) { .op = BLK_READ, .offset = p->offset, .length = p->length,
+            iov[i] = (struct iovec) { w->buf[i], end - from };
+            req[i] = (struct blk_req) { .op = BLK_READ, .offset = from, .length = end - from,
                                         .iov = &iov[i], .iovcnt = 1 };
             co_batch_add(&batch, w->c->side[i].node, &req[i]);
         }
     }
     if (co_batch_wait(&batch) == 0) {
+        return -1;
+    }
+    int side = p->read[0] && req[0].result < 0 ? 0 : 1;
+
+    *err = req[side].result;
+    return side;
+}
+
+/* As QEMU the extent is named that cannot be read. */
+static int read_piece(struct worker *w)
+{
+    const struct piece *p = &w->p;
+    int err, side = read_extents(w, p->offset, p->offset + p->length, &err), again = -1;
+    unsigned i = 0;
+
+    if (side < 0) {
         return 0;
     }
-    for (unsigned i = 0; i < 2; i++) {
-        if (p->read[i] && req[i].result < 0) {
-            report(w->c, &(struct finding) { .kind = FOUND_READ_ERROR, .at = p->offset,
-                                             .offset = p->offset, .err = req[i].result,
-                                             .name = w->c->side[i].name });
-            break;
-        }
+    while (p->n > 1 && i < p->n &&
+           (again = read_extents(w, p->start[i], p->start[i + 1], &err)) < 0) {
+        i++;
     }
+    report(w->c, &(struct finding) { .kind = FOUND_READ_ERROR, .at = p->offset,
+                                     .offset = p->start[i % p->n], .err = err,
+                                     .name = w->c->side[again < 0 ? side : again].name });
     return -EIO;
 }
 
@@ -349,11 +372,13 @@ static int make_worker(struct worker *w, struct compare *c)
     return ret;
 }
 
-static int compare_images(struct compare *c)
+/* From where it is up to end. */
+static int compare_up_to(struct compare *c, uint64_t end)
 {
     struct worker workers[WORKERS] = { 0 };
-    uint64_t needed = c->total / BUF_SIZE + 1;
+    uint64_t needed = (end - c->pos) / BUF_SIZE + 1;
 
+    c->end = end;
     for (unsigned i = 0; i < BLK_MIN(WORKERS, needed); i++) {
         if (make_worker(&workers[i], c) == 0) {
             c->running++;
@@ -370,10 +395,20 @@ static int compare_images(struct compare *c)
         blk_buf_free(workers[i].buf[0]);
         blk_buf_free(workers[i].buf[1]);
     }
-    if (!c->json && c->common != c->total && (c->found.kind == FOUND_NOTHING || c->found.at >= c->common)) {
-        img_print(c->quiet, "Warning: Image size mismatch!\n");
+    return 0;
+}
+
+static int compare_images(struct compare *c)
+{
+    int status = compare_up_to(c, c->common);
+
+    if (!status && c->common != c->total && c->found.kind == FOUND_NOTHING) {
+        if (!c->json) {
+            img_print(c->quiet, "Warning: Image size mismatch!\n");
+        }
+        status = compare_up_to(c, c->total);
     }
-    return conclude(c);
+    return status ? status : conclude(c);
 }
 
 /* ---- the command ------------------------------------------------------------ */

@@ -77,7 +77,7 @@ def test_read_errors():
     ok(p.returncode == 1 and 'error while reading from input image file: Input/output error'
        in p.stderr, 'dd reports a read error', text(p))
     p = run(IMG, 'compare', '--image-opts', bad, 'driver=raw,file.filename=src.img')
-    ok(p.returncode == 4 and 'Error while reading offset 5242880 of ' in p.stderr
+    ok(p.returncode == 4 and 'Error while reading offset 4194304 of ' in p.stderr
        and 'identical' not in p.stdout, 'compare: a read error is exit status 4', text(p))
     p = run(IMG, 'bench', '--image-opts', '-c', '3000', bad)
     ok(p.returncode == 1 and 'Failed request: Input/output error' in p.stderr
