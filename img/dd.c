@@ -114,6 +114,23 @@ static int make_output(struct args *a)
     return a->c.dst ? 0 : -EIO;
 }
 
+/* Of a disk that is failing all that can be read counts: as in qemu-img the blocks before the
+ * first that cannot are in the output.  What is done is done from the start on. */
+static void copy_blocks(struct args *a)
+{
+    uint64_t bs = BLK_MIN(a->bs, a->c.total), at = a->c.done / bs * bs, len;
+    uint8_t *buf = blk_buf_alloc(bs);
+
+    for (; buf && at < a->c.total; at += len) {
+        len = BLK_MIN(bs, a->c.total - at);
+        if (co_read(a->src.node, a->src.skip + at, buf, len) ||
+            co_write(a->c.dst, at, buf, len, 0)) {
+            break;
+        }
+    }
+    blk_buf_free(buf);
+}
+
 static int copy(struct args *a)
 {
     const struct convert_failure *f = &a->c.failure;
@@ -122,6 +139,9 @@ static int copy(struct args *a)
     a->c.nsrc = 1;
     if (convert_copy(&a->c) == 0) {
         return 0;
+    }
+    if (f->step == CONVERT_READ) {
+        copy_blocks(a);
     }
     img_error(f->step == CONVERT_WRITE ? "error while writing to output image file: %s"
                                        : "error while reading from input image file: %s",
