@@ -644,6 +644,16 @@ static uint32_t choose_grain(const struct convert *c)
     return c->whole_clusters ? BLK_MAX(grain, BLK_MIN(c->cluster, 65536u)) : grain;
 }
 
+/* Compressed data may end anywhere; storage with sectors reads it more easily so. */
+static int align_end(const struct convert *c)
+{
+    struct blk_node *file = c->compress && c->dst ? blk_file(c->dst) : NULL;
+    uint64_t in = file ? blk_size(file) % CONVERT_SECTOR : 0;
+
+    return in ? blk_truncate(file, blk_size(file) - in + CONVERT_SECTOR, false, BLK_PREALLOC_OFF,
+                             NULL) : 0;
+}
+
 int convert_copy(struct convert *c)
 {
     struct worker *workers[CONVERT_WORKERS_MAX] = { NULL };
@@ -665,6 +675,9 @@ int convert_copy(struct convert *c)
             digest_chunk_free(workers[i]->digest);
             free(workers[i]);
         }
+    }
+    if (!c->failure.err && (ret = align_end(c)) < 0) {
+        convert_fail(c, ret, CONVERT_WRITE, c->total);
     }
     return c->failure.err;
 }

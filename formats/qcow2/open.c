@@ -369,11 +369,6 @@ static int qcow2_close(struct blk_node *n, struct blk_error *e)
     for (int i = 0; i < 4 && q->writable && !q->corrupt && !err && !qcow2_clean(q); i++) {
         err = qcow2_flush(q);
     }
-    /* Packed data may end anywhere; storage with sectors reads it more easily so. */
-    if (!err && q->writable && !q->corrupt && q->free_byte && q->file->size & 511) {
-        err = blk_truncate(q->file, blk_align_up(q->file->size, 512), false, BLK_PREALLOC_OFF,
-                           NULL);
-    }
     if (err) {
         blk_err_errno(e, -err, "Could not write the metadata of '%s'", n->shown);
     }
