@@ -119,7 +119,7 @@ static void go_on(struct blk_node *n, struct blk_req *req)
     struct dbg *d = n->state;
     bool writes = req->op == BLK_WRITE || req->op == BLK_WRITE_ZEROES;
 
-    if (req->op == BLK_FLUSH && d->flushed == d->changes) {
+    if (req->op == BLK_FLUSH && (d->flushed == d->changes || n->oflags & BLK_O_NO_FLUSH)) {
         blk_complete(req, 0);           /* as in QEMU, where it would not get here */
         return;
     }
