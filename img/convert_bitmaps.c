@@ -110,18 +110,25 @@ int convert_copy_bitmaps(struct convert *c)
 {
     struct blk_node *src = c->src[0].node;
     size_t count = count_bitmaps(src);
+    bool fits = blk_size(src) == blk_size(c->dst), bad = false;
     struct blk_bitmap b;
+    size_t first = count;
     int err = 0;
 
-    for (size_t i = count; i-- && !err && blk_bitmap_at(src, i, &b);) {
+    /* QEMU goes from the last to the first that cannot be copied; then they are listed in their
+     * old order. */
+    while (!bad && first && blk_bitmap_at(src, first - 1, &b)) {
         if (b.inconsistent) {
             img_warning("Skipping inconsistent bitmap '%s'", b.name);
-        } else if (has_bitmap(c->dst, b.name)) {
-            err = copy_bitmap(src, c->dst, &b);       /* says why that cannot be */
         }
+        bad = !b.inconsistent && (!fits || has_bitmap(c->dst, b.name));
+        first -= !bad;
     }
-    for (size_t i = 0; i < count && !err && blk_bitmap_at(src, i, &b); i++) {
+    for (size_t i = first; i < count && !err && blk_bitmap_at(src, i, &b); i++) {
         err = b.inconsistent ? 0 : copy_bitmap(src, c->dst, &b);
+    }
+    while (first && !err && blk_bitmap_at(src, --first, &b)) {
+        err = b.inconsistent ? 0 : copy_bitmap(src, c->dst, &b);    /* says why that cannot be */
     }
     return err;
 }
