@@ -599,6 +599,7 @@ static int reopen_fiber(void *arg)
         up->below_writable = true;
     }
     n->backing = NULL;
+    blk_opts_del(o, "read-only");   /* as QEMU: who commits means it */
     err = blk_close(old, a->e);
     err = err ? err : open_backing(n, o, BLK_O_RDWR | BLK_O_RESIZE, a->e);
     err = err ? err : open_chain(n->backing, o, a->e);

@@ -21,7 +21,7 @@ struct commit {
     const char *base;           /* -b, or NULL: the overlay's own backing file */
     bool drop, progress, json;
     uint64_t rate;              /* bytes a second; 0: no limit */
-    uint64_t rate_at;           /* when the next write may start */
+    uint64_t rate_at;           /* when what is written may have been */
     uint64_t copied;            /* bytes that went down */
     bool emptied;
 };
@@ -44,29 +44,32 @@ static struct blk_node *find_overlay(const struct commit *c, struct blk_node *to
     return n;
 }
 
-static void keep_rate(struct commit *c, uint64_t bytes)
+/* After bytes were written from `began` on: data, zeros cost nothing. */
+static void keep_rate(struct commit *c, uint64_t began, uint64_t bytes)
 {
     uint64_t now = blk_now_ns();
 
     if (!c->rate) {
         return;
     }
+    c->rate_at = BLK_MAX(began, c->rate_at) + (uint64_t)((double)bytes * 1e9 / (double)c->rate);
     if (c->rate_at > now) {
         co_sleep(c->rate_at - now);
     }
-    c->rate_at = BLK_MAX(now, c->rate_at) + (uint64_t)((double)bytes * 1e9 / (double)c->rate);
 }
 
 /* One range that the layers above the base hold. */
 static int commit_range(struct commit *c, struct blk_node *base, const struct blk_status *st,
                         uint64_t off, uint64_t len, void *buf)
 {
-    keep_rate(c, len);
     if (st->flags & BLK_ST_ZERO) {
         return co_write_zeroes(base, off, len, BLK_REQ_MAY_UNMAP);
     }
+    uint64_t began = blk_now_ns();
     int err = co_read(st->layer, off, buf, len);
-    return err ? err : co_write(base, off, buf, len, 0);
+    err = err ? err : co_write(base, off, buf, len, 0);
+    keep_rate(c, began, len);
+    return err;
 }
 
 static int copy_down(struct commit *c, struct blk_node *top, struct blk_node *base)
