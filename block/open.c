@@ -32,8 +32,8 @@ static int check_unused(struct blk_node *n, struct blk_opts *o, struct blk_error
     const char *key = blk_opts_unused(o);
     if (key) {
         return blk_err(e, EINVAL, "Block %s '%s' %s support the option '%s'",
-                       n->drv->protocol ? "protocol" : "format", n->drv->name,
-                       n->drv->protocol ? "doesn't" : "does not", key);
+                       blk_is_scheme(n) ? "protocol" : "format", n->drv->name,
+                       blk_is_scheme(n) ? "doesn't" : "does not", key);
     }
     return 0;
 }

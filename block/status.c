@@ -40,7 +40,6 @@ static int layer_status(struct blk_node *n, uint64_t off, uint64_t len, bool hol
         return -EINVAL;
     }
     len = BLK_MIN(len, n->size - off);
-    st->layer = n;
     if (n->drv->status) {
         st->length = len;
         err = n->drv->status(n, off, len, st);
@@ -57,6 +56,8 @@ static int layer_status(struct blk_node *n, uint64_t off, uint64_t len, bool hol
     }
     assert(st->length > 0);
     st->length = BLK_MIN(st->length, len);
+    st->layer = n;
+    st->flags &= ~(unsigned)BLK_ST_EOF;
     if (st->flags & BLK_ST_RECURSE) {
         st->flags &= ~(unsigned)BLK_ST_RECURSE;
         err = holes || !(st->flags & BLK_ST_DATA) ? status_recurse(st) : 0;
@@ -87,7 +88,8 @@ int co_status_above(struct blk_node *n, struct blk_node *base, uint64_t off, uin
         return -EINVAL;
     }
     len = BLK_MIN(len, n->size - off);
-    for (struct blk_node *at = n; at && at != base; at = at->drv->over_images ? at->file : at->backing) {
+    for (struct blk_node *at = n; at && at != base;
+         at = at->drv->over_images ? at->file : at->backing) {
         if (off >= at->size) {
             /* Below a layer that ends here, an overlay reads zeros, whatever
              * deeper (longer) layers hold. */
@@ -119,10 +121,7 @@ int co_status_above(struct blk_node *n, struct blk_node *base, uint64_t off, uin
 
 int blk_filter_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)
 {
-    int err = layer_status(n->file, off, len, st->flags & BLK_ST_RECURSE, st);
-
-    st->layer = n;
-    return err;
+    return layer_status(n->file, off, len, st->flags & BLK_ST_RECURSE, st);
 }
 
 int blk_status_layer(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)

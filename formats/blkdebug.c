@@ -24,7 +24,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A request that waits under a tag, or the promise that the next one will (req NULL). */
+/* A request that waits under a tag, or the promise that the next one will (req NULL).  It
+ * may wait under several, and goes on when it waits under none. */
 struct held {
     struct blk_req *req;
     struct held *next;
@@ -35,13 +36,15 @@ struct held {
 
 static void hold_next(struct dbg *d, struct dbg_rule *r)
 {
-    struct held *h = malloc(sizeof(*h) + strlen(r->tag) + 1);
+    struct held *h = malloc(sizeof(*h) + strlen(r->tag) + 1), **last = &d->held;
 
     if (h) {
         memcpy(h->tag, r->tag, strlen(r->tag) + 1);
         h->req = NULL;
-        h->next = d->held;
-        d->held = h;
+        h->next = NULL;
+        while (*last)
+            last = &(*last)->next;
+        *last = h;
     }
     dbg_rule_remove(d, r);
 }
@@ -88,7 +91,7 @@ static int check_rules(struct dbg *d, unsigned iotype, uint64_t off, uint64_t le
     }
     if (!hit || !hit->error)
         return 0;
-    int err = -hit->error;
+    int err = hit->error > 0 ? -hit->error : 0;     /* QEMU takes a negative one for success */
     if (hit->once)
         dbg_rule_remove(d, hit);
     return err;
@@ -138,6 +141,7 @@ static void go_on(struct blk_node *n, struct blk_req *req)
 static void dbg_submit(struct blk_node *n, struct blk_req *req)
 {
     struct dbg *d = n->state;
+    bool waits = false;
 
     if (req->op == BLK_WRITE)
         dbg_event(n, "pwritev");
@@ -147,10 +151,11 @@ static void dbg_submit(struct blk_node *n, struct blk_req *req)
         if (!h->req) {
             printf("blkdebug: Suspended request '%s'\n", h->tag);
             h->req = req;
-            return;
+            waits = true;
         }
     }
-    go_on(n, req);
+    if (!waits)
+        go_on(n, req);
 }
 
 /* ---- breakpoints ----------------------------------------------------------------------- */
@@ -185,12 +190,16 @@ static int resume(struct blk_node *n, const char *tag)
         printf("blkdebug: Resuming request '%s'\n", tag);
         *p = h->next;
         free(h);
-        go_on(n, req);
+        for (h = d->held; h && h->req != req; h = h->next)
+            ;
+        if (!h)
+            go_on(n, req);
         return 0;
     }
     return -ENOENT;
 }
 
+/* -ENOENT: no request would wait under tag any more; those that do go on all the same. */
 static int remove_break(struct blk_node *n, const char *tag)
 {
     struct dbg *d = n->state;
@@ -204,7 +213,7 @@ static int remove_break(struct blk_node *n, const char *tag)
         }
     }
     while (resume(n, tag) == 0)
-        err = 0;
+        ;
     return err;
 }
 

@@ -99,8 +99,6 @@ static int take_inject(struct dbg *d, struct dbg_rule *r, struct blk_opts *o, st
     err = err ? err : blk_opts_get_bool(o, "once", &r->once, e);
     err = err ? err : blk_opts_get_bool(o, "immediately", &immediately, e);
     err = err ? err : take_iotype(r, o, e);
-    if (!err && error > 4095)
-        err = blk_err(e, EINVAL, "Invalid errno %llu", (unsigned long long)error);
     r->error = (int)error;
     r->offset = sector > UINT64_MAX / 512 ? UINT64_MAX : sector * 512;
     if (r->event == dbg_event_find("none"))
@@ -195,10 +193,11 @@ static int section_begin(struct dbg *d, struct section *s, const char *name, str
     return err || s->group >= 0 ? err : blk_err(e, EINVAL, "There is no option group '%s'", name);
 }
 
-/* "[GROUP]", "[GROUP "ID"]", "key = "value"", a comment or nothing. */
+/* "[GROUP]", "[GROUP "ID"]", "key = "value"", a comment or nothing.  As in QEMU a word is a key
+ * whatever follows it, and its value empty if that is none. */
 static int take_line(struct dbg *d, struct section *s, char *line, struct blk_error *e)
 {
-    char name[64], value[1024] = "", quote[2];
+    char name[64], value[1024] = "";
 
     if (*line == '#' || *line == '\n' || !*line)
         return 0;
@@ -206,8 +205,7 @@ static int take_line(struct dbg *d, struct section *s, char *line, struct blk_er
         return section_begin(d, s, name, e);
     if (s->group < 0)
         return blk_err(e, EINVAL, "no group defined");
-    if (sscanf(line, " %63s = \"%1023[^\"]\"", name, value) != 2 &&
-        sscanf(line, " %63s = %1[\"]", name, quote) != 2)
+    if (sscanf(line, " %63s = \"%1023[^\"]\"", name, value) < 1)
         return blk_err(e, EINVAL, "parse error");
     if (!is_option(name))
         return blk_err(e, EINVAL, "Invalid parameter '%s'", name);

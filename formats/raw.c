@@ -118,6 +118,9 @@ static void raw_submit(struct blk_node *n, struct blk_req *req)
 static int raw_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)
 {
     const struct raw_state *s = n->state;
+    if (n->file->drv->filter && off + s->offset < n->file->size) {
+        return co_status(n->file, off + s->offset, len, st);    /* where that has it */
+    }
     blk_status_at(st, n->file, off + s->offset, len, BLK_ST_RECURSE);
     return 0;
 }

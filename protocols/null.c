@@ -95,7 +95,7 @@ static int null_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e
     if (!err && s->latency_ns > INT64_MAX)
         err = blk_err(e, EINVAL, "latency-ns is invalid");
     n->state = s;
-    n->size = size;
+    n->size = blk_align_up(size, 512);      /* whole sectors, as QEMU counts */
     err = err ? err : null_name(n, o);
     if (err) {
         free(s);

@@ -43,7 +43,7 @@ int qcow2_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_t len,
         return blk_err(e, EINVAL, "bitmaps_ext: Reserved field is not zero");
     }
     if (m->count > QCOW2_BM_MAX) {
-        return blk_err(e, EINVAL, "bitmaps_ext: image has %u bitmaps, exceeding the QEMU "
+        return blk_err(e, EINVAL, "bitmaps_ext: Image has %u bitmaps, exceeding the QEMU "
                        "supported maximum of %u", m->count, QCOW2_BM_MAX);
     }
     if (!m->count) {
@@ -180,7 +180,7 @@ static int read_directory(struct qcow2 *q, struct blk_error *e)
     uint64_t size = q->bm.dir_size;
 
     if (!size) {
-        return blk_err(e, EINVAL, "Requested bitmap_directory_size is zero");
+        return blk_err(e, EINVAL, "Requested bitmap directory size is zero");
     }
     if (q->bm.dir_offset >= q->file->size ||
         q->file->size - q->bm.dir_offset < size - BLK_MIN(size, 7u)) {

@@ -21,15 +21,25 @@
 
 static void BLK_PRINTF(2, 0) ck_vsay(struct check *k, const char *fmt, va_list ap)
 {
-    char line[512];
+    char line[512] = "(further messages are not shown)";
     if (!k->out->message || k->lines > CHECK_MAX_LINES)
         return;
-    if (k->lines++ == CHECK_MAX_LINES) {
-        k->out->message(k->out->arg, false, "(further messages are not shown)");
-        return;
+    if (k->lines++ < CHECK_MAX_LINES)
+        vsnprintf(line, sizeof(line), fmt, ap);
+    if (k->held)
+        fprintf(k->held, "%s\n", line);
+    else
+        k->out->message(k->out->arg, !strncmp(line, "ERROR", 5), line);
+}
+
+/* Say what was held back; text may be NULL. */
+static void say_held(struct check *k, char *text)
+{
+    for (char *at = text, *end; at && (end = strchr(at, '\n')); at = end + 1) {
+        *end = 0;
+        k->out->message(k->out->arg, !strncmp(at, "ERROR", 5), at);
     }
-    vsnprintf(line, sizeof(line), fmt, ap);
-    k->out->message(k->out->arg, !strncmp(line, "ERROR", 5), line);
+    free(text);
 }
 
 void ck_say(struct check *k, const char *fmt, ...)
@@ -132,9 +142,8 @@ static int ref_cluster(struct check *k, uint64_t cluster, uint64_t times)
     if (now > max) {
         ck_error(k, BLK_MIN(times, now - max), "ERROR: overflow cluster offset=0x%" PRIx64,
                  cluster << k->g.cluster_bits);
-        if (!k->advised)
-            ck_say(k, "Use platter-img convert to create a clean copy with wider refcount entries");
-        k->advised = true;
+        ck_say(k, "Use qemu-img amend to increase the refcount entry width or qemu-img convert to "
+               "create a clean copy if the image cannot be opened for writing");
     }
     return 0;
 }
@@ -256,6 +265,8 @@ static int repair(struct check *k, const struct check_snapshots *s,
                   const struct blk_check *before_blocks, const struct blk_check *before_compare)
 {
     struct blk_check *c = k->out;
+    char *held = NULL;
+    size_t held_len;
     int r = 0;
     if (k->rebuild && !(k->fix & BLK_FIX_ERRORS)) {
         ck_say(k, "ERROR need to rebuild refcount structures");
@@ -263,7 +274,11 @@ static int repair(struct check *k, const struct check_snapshots *s,
     }
     bool differs = c->corruptions != before_compare->corruptions || c->leaks;
     if (k->fix & BLK_FIX_ERRORS && (differs || k->rebuild || k->zeroed)) {
+        k->held = open_memstream(&held, &held_len);     /* QEMU does this last */
         r = ck_walk_before_repair(k, s);
+        if (k->held)
+            fclose(k->held);
+        k->held = NULL;
         if (!r)
             r = co_flush(k->file);
     }
@@ -271,6 +286,7 @@ static int repair(struct check *k, const struct check_snapshots *s,
         r = repair_by_rebuild(k, before_blocks);
     else if (!r && differs)
         r = repair_in_place(k, before_compare);
+    say_held(k, held);
     return r ? r : co_flush(k->file);
 }
 

@@ -31,6 +31,8 @@
 #include "formats/qcow2/check_counts.h"
 #include "formats/qcow2/qcow2.h"
 
+#include <stdio.h>
+
 #define CHECK_MEM_BASE      (48u << 20) /* counters, plus 2 bytes per cluster in use */
 #define CHECK_MAX_LINES     100000u     /* messages; counting goes on */
 #define CHECK_MAX_STRAY     64u         /* unaligned L2 tables looked into */
@@ -92,7 +94,7 @@ struct check {
     uint64_t reftable_entries;
     bool rebuild;                       /* the refcount structure is unusable */
     bool grown_over;                    /* a rebuild made the file reach such a cluster */
-    bool advised;                       /* what to do about overflows was said */
+    FILE *held;                         /* where what is said goes meanwhile, or NULL */
     bool fix_copied;                    /* COPIED flags are repaired */
     bool zeroed;                        /* L2 entries are to be made zero */
     uint64_t compare_errors;            /* check_errors made by comparing */

@@ -81,6 +81,7 @@ static void add_backing(const struct qcow2_header *h, const uint8_t *area, uint6
     if (h->backing_offset && h->backing_offset < end) {
         uint64_t len = BLK_MIN(h->backing_size, BLK_NAME_MAX);
         len = BLK_MIN(len, end - h->backing_offset);
+        len = qcow2_text_length(area + h->backing_offset, (uint32_t)len);
         if (len) {
             blk_facts_name(f, "backing file", area + h->backing_offset, len, format);
         }

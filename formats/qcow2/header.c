@@ -521,12 +521,13 @@ static int take_backing_format(struct qcow2 *q, const uint8_t *data, uint32_t le
     if (len >= 16) {
         return blk_err(e, EINVAL, "ERROR: ext_backing_format: len=%u too large (>=16)", len);
     }
+    len = qcow2_text_length(data, len);
     if (memchr(data, 0, len)) {
         return blk_err(e, EINVAL, "Backing format name holds a NUL byte");
     }
     free(q->n->backing_format);
-    q->n->backing_format = strndup((const char *)data, len);
-    return q->n->backing_format ? 0 : -ENOMEM;
+    q->n->backing_format = len ? strndup((const char *)data, len) : NULL;
+    return q->n->backing_format || !len ? 0 : -ENOMEM;
 }
 
 static int take_data_name(struct qcow2 *q, const uint8_t *data, uint32_t len, struct blk_error *e)
@@ -621,14 +622,15 @@ static int read_backing_name(struct qcow2 *q, const uint8_t *buf, struct blk_err
         return blk_err(e, EINVAL, "Backing file name lies over the header (at %#llx)",
                        (unsigned long long)off);
     }
+    len = qcow2_text_length(buf + off, len);
     for (uint32_t i = 0; i < len; i++) {
         if (buf[off + i] == 0 || buf[off + i] == '\n') {
             return blk_err(e, EINVAL, "Backing file name holds a %s byte (at %#llx)",
                            buf[off + i] ? "newline" : "NUL", (unsigned long long)(off + i));
         }
     }
-    q->n->backing_name = strndup((const char *)buf + off, len);
-    return q->n->backing_name ? 0 : -ENOMEM;
+    q->n->backing_name = len ? strndup((const char *)buf + off, len) : NULL;
+    return q->n->backing_name || !len ? 0 : -ENOMEM;
 }
 
 int qcow2_header_read(struct qcow2 *q, struct blk_error *e)

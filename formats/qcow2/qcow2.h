@@ -306,6 +306,15 @@ static inline void qcow2_compressed_span(const struct qcow2 *q, uint64_t entry, 
     *len = sectors * 512 - (*off & 511);
 }
 
+/* The length of a text in the header: some writers count the NULs behind it. */
+static inline uint32_t qcow2_text_length(const uint8_t *text, uint32_t len)
+{
+    while (len && !text[len - 1]) {
+        len--;
+    }
+    return len;
+}
+
 /* ---- header.c ------------------------------------------------------------------ */
 
 /* The fixed header, QH_FULL bytes, as it is: nothing is checked. */
