@@ -24,7 +24,7 @@ static int check_given(const struct qcow2 *q, struct blk_opts *given, struct blk
                        "'data-file' can only be set for images with an external data file");
     }
     if (!external && q->h.autoclear & QCOW2_AUTO_RAW) {
-        return blk_err(e, EINVAL, "data-file-raw requires an external data file");
+        return blk_err(e, EINVAL, "data-file-raw requires a data file");
     }
     if (external && !any && !q->data_name) {
         return blk_err(e, EINVAL, "'data-file' is required for this image");
@@ -36,11 +36,12 @@ int qcow2_data_open(struct qcow2 *q, struct blk_opts *o, struct blk_error *e)
 {
     struct blk_opts *given = blk_opts_take(o, "data-file.");
     bool external = q->h.incompatible & QCOW2_INC_DATA_FILE;
-    int err = check_given(q, given, e);
+    bool wanted = !(q->n->oflags & BLK_O_NO_IO);        /* else what is said of it goes unread */
+    int err = wanted ? check_given(q, given, e) : 0;
 
     if (!err && external) {
         q->data = NULL;
-        if (!(q->n->oflags & BLK_O_NO_IO)) {
+        if (wanted) {
             err = blk_open_data_file(q->n, q->data_name, given, e);
             q->data = q->n->data_file;
         }
