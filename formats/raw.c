@@ -117,6 +117,11 @@ static void raw_submit(struct blk_node *n, struct blk_req *req)
 static int raw_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk_status *st)
 {
     const struct raw_state *s = n->state;
+    if (!n->file->drv->protocol && !n->file->drv->filter) {     /* an image, with a chain */
+        int err = co_status_above(n->file, NULL, off + s->offset, len, st);
+        st->layer = n;
+        return err;
+    }
     blk_status_at(st, n->file, off + s->offset, len, BLK_ST_RECURSE);
     return 0;
 }
