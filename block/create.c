@@ -72,7 +72,7 @@ static int create_storage(struct create_args *a, bool whole_size)
     for (size_t i = 0; blk_opts_at(a->o, i, &key, &value); i++) {
         bool mine = !strcmp(key, "size") ||
                     (!strcmp(key, "preallocation") &&
-                     (!a->fmt || option_known(a->fmt->create_opts, key)));
+                     (!a->fmt || a->fmt->preallocates || option_known(a->fmt->create_opts, key)));
         if ((mine && whole_size) || (!mine && option_known(a->proto->create_opts, key))) {
             blk_opts_set(po, key, value);
         }

@@ -180,6 +180,7 @@ struct blk_driver {
      * ("dev:ino"); what finds backing loops. NULL: the file name is compared. */
     int (*identity)(struct blk_node *n, char *buf, size_t len);
 
+    bool preallocates;              /* "preallocation" is its own, with the storage's words */
     /* Formats; optional: refuse options before anything is touched.  Fiber. */
     int (*create_check)(struct blk_opts *o, struct blk_error *e);
     bool create_check_first;        /* even before the storage's name */

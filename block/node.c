@@ -143,7 +143,8 @@ json_t *blk_name_by_options(const struct blk_node *file, const struct blk_driver
 {
     static const char *const keys[] = { "offset", "encrypt.key-secret", "driver", "size", "file",
                                         "key-secret" };
-    bool any = !strncmp(file->filename, "json:", 5);
+    bool any = !strncmp(file->filename, "json:", 5) ||
+               !(drv->filter || file->drv->protocol || file->drv->filter);
     json_t *v = json_object();
 
     for (size_t i = 0; i < BLK_ARRAY_SIZE(keys); i++) {
@@ -629,7 +630,7 @@ static int info_fiber(void *arg)
         a->out->backing_format = strdup(n->backing_format);
     }
     struct blk_node *at = n;
-    while (at->drv->filter && !at->drv->info && at->file) {
+    while (!at->drv->info && at->file && (at->drv->filter || !at->file->drv->protocol)) {
         at = at->file;
     }
     a->out->cluster_size = at->cluster_size;

@@ -164,6 +164,7 @@ struct layer_place {
     struct blk_node *above;
     const char *backing_urls;
     bool storage;                   /* of a format: not an image of its own */
+    bool json;                      /* "filename" is not short for "file.filename" */
 };
 
 /* What tells two names of one storage apart from two storages. */
@@ -277,9 +278,9 @@ static int open_format(struct blk_node *file, const struct blk_driver *drv, bool
     return 0;
 }
 
-static int open_whole_layer(struct blk_loop *l, const char *filename, const char *format,
-                            struct blk_opts *o, unsigned flags, const struct layer_place *place,
-                            struct blk_node **out, struct blk_error *e);
+static int open_image(struct blk_loop *l, const char *filename, const char *format,
+                      struct blk_opts *o, unsigned flags, const struct layer_place *place,
+                      struct blk_node **out, struct blk_error *e);
 
 /* What a format lies on.  A filter may stand between:
  * "file.driver=fault,file.file.filename=x". */
@@ -288,18 +289,14 @@ static int open_storage(struct blk_loop *l, const char *filename, struct blk_opt
                         struct blk_error *e)
 {
     const char *below = blk_opts_get(o, "driver");
-    const char *name = filename ? filename : blk_opts_get(o, "filename");
+    const char *name = filename || place->json ? filename : blk_opts_get(o, "filename");
     const struct blk_driver *d = below ? blk_driver_find(below) : blk_driver_filter_for(filename);
-    struct layer_place under = { place->above, place->backing_urls, true };
+    struct layer_place under = { place->above, place->backing_urls, true, place->json };
 
     return d && !d->protocol
-           ? open_whole_layer(l, name, below ? NULL : d->name, o, flags, &under, out, e)
+           ? open_image(l, name, below ? NULL : d->name, o, flags, &under, out, e)
            : blk_open_protocol(l, filename, o, flags, out, e);
 }
-
-static int open_image(struct blk_loop *l, const char *filename, const char *format,
-                      struct blk_opts *o, unsigned flags, const struct layer_place *place,
-                      struct blk_node **out, struct blk_error *e);
 
 /* What drv (NULL: not known yet) lies on, from its options "file.*", or what it calls that.
  * A filter's parse_name() leaves the name of that in "x-file", or what it calls that. */
@@ -328,7 +325,8 @@ static int open_below(struct blk_loop *l, const char *filename, const struct blk
         blk_opts_free(fo);
         return err;
     }
-    if (!filename && blk_opts_has(o, "filename") && !blk_opts_has(fo, "filename")) {
+    if (!filename && !place->json && blk_opts_has(o, "filename") &&
+        !blk_opts_has(fo, "filename")) {
         blk_opts_set(fo, "filename", blk_opts_get(o, "filename"));
     }
     if (!filename && !blk_opts_at(fo, 0, NULL, NULL)) {
@@ -500,7 +498,7 @@ static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
     struct blk_node *b = NULL;
     flags |= more;
     if (!err) {
-        struct layer_place place = { n, n->backing_urls, false };
+        struct layer_place place = { n, n->backing_urls, false, false };
         leave_backing(o);
         err = check_inner_format(format, e);
         err = err ? err : open_whole_layer(n->loop, name, format, o, flags, &place, &b, e);
@@ -698,12 +696,13 @@ static int open_fiber(void *arg)
     const struct blk_open_args *a = oa->a;
     struct blk_opts *o = blk_opts_dup(a->opts);
     const char *filename = a->filename;
-    struct layer_place place = { NULL, a->backing_urls, false };
+    struct layer_place place = { NULL, a->backing_urls, false, false };
     int err = 0;
 
     if (filename && !strncmp(filename, "json:", 5)) {
         err = blk_opts_parse_json(o, filename + 5, oa->e);
         filename = NULL;
+        place.json = true;
     }
     err = err ? err : open_image(oa->l, filename, a->format, o, a->flags, &place, oa->out, oa->e);
     blk_opts_free(o);
@@ -722,7 +721,7 @@ int blk_open(struct blk_loop *l, const struct blk_open_args *a, struct blk_node 
 static int open_named(struct blk_node *n, const char *full, struct blk_opts *o,
                       enum blk_lock_use use, struct blk_node **out, struct blk_error *e)
 {
-    struct layer_place place = { NULL, n->backing_urls, false };
+    struct layer_place place = { NULL, n->backing_urls, false, false };
     int err = open_storage(n->loop, full, o, below_flags(n->oflags), &place, out, e);
 
     if (!err && (err = blk_lock_storage(*out, use, e))) {
@@ -776,7 +775,7 @@ int blk_open_second(struct blk_node *n, const char *prefix, struct blk_opts *o,
                     struct blk_error *e)
 {
     struct blk_child *more = calloc(1, sizeof(*more));
-    struct layer_place place = { NULL, n->backing_urls, false };
+    struct layer_place place = { NULL, n->backing_urls, false, false };
     char dotted[32];
 
     if (!more) {

@@ -207,7 +207,9 @@ static int luks_create(struct blk_loop *l, struct blk_node *file, struct blk_opt
     int err = blk_opts_get_size(o, "size", &size, e);
 
     err = err ? err : refuse_detached(o, e);
-    err = err || !prealloc ? err : blk_parse_prealloc(prealloc, &p, e);
+    if (!err && prealloc && blk_parse_prealloc(prealloc, &p, NULL)) {
+        err = blk_err(e, EINVAL, "invalid parameter value: %s", prealloc);
+    }
     err = err ? err : luks_create_options(&c, o, "", e);
     if (err) {
         return err;
@@ -248,6 +250,7 @@ const struct blk_driver blk_luks = {
     .name = "luks",
     .naming = luks_naming,
     .create_opts = create_opts,
+    .preallocates = true,
     .amend_opts = amend_opts,
     .probe = luks_probe,
     .open = luks_open_node,

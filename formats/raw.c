@@ -121,6 +121,11 @@ static int raw_status(struct blk_node *n, uint64_t off, uint64_t len, struct blk
     if (n->file->drv->filter && off + s->offset < n->file->size) {
         return co_status(n->file, off + s->offset, len, st);    /* where that has it */
     }
+    if (!n->file->drv->protocol && !n->file->drv->filter) {     /* an image, with a chain */
+        int err = co_status_above(n->file, NULL, off + s->offset, len, st);
+        st->layer = n;
+        return err;
+    }
     blk_status_at(st, n->file, off + s->offset, len, BLK_ST_RECURSE);
     return 0;
 }

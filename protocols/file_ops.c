@@ -128,6 +128,16 @@ static int ops_set_size(int fd, uint64_t size, struct blk_error *e)
     return ret < 0 ? blk_err_errno(e, errno, "Could not resize file") : 0;
 }
 
+/* As QEMU: a file's first block is never a hole, so that probing the alignment of direct
+ * I/O has something to read.  Best effort. */
+static void ops_allocate_first(const struct ops_resize *r)
+{
+    static const char zeros[4096];
+
+    if (r->from == 0 && r->to > 0)
+        (void)!pwrite(r->fd, zeros, r->to < sizeof(zeros) ? 512 : sizeof(zeros), 0);
+}
+
 static int ops_preallocate(const struct ops_resize *r)
 {
     int ret;
@@ -142,17 +152,9 @@ static int ops_preallocate(const struct ops_resize *r)
     do {
         ret = posix_fallocate(r->fd, (off_t)r->from, (off_t)(r->to - r->from));
     } while (ret == EINTR);
+    if (ret == 0)
+        ops_allocate_first(r);
     return ret ? blk_err_errno(r->e, ret, "Could not preallocate new data") : 0;
-}
-
-/* As QEMU: a file's first block is never a hole, so that probing the alignment of direct
- * I/O has something to read.  Best effort. */
-static void ops_allocate_first(const struct ops_resize *r)
-{
-    static const char zeros[4096];
-
-    if (r->from == 0 && r->to > 0)
-        (void)!pwrite(r->fd, zeros, r->to < sizeof(zeros) ? 512 : sizeof(zeros), 0);
 }
 
 /* Blocking. A failure leaves the old length. */
@@ -289,6 +291,8 @@ static int ops_parse_create(struct blk_opts *o, struct ops_create_opts *c, struc
         ret = blk_opts_get_bool(o, "nocow", &c->nocow, e);
     if (ret == 0 && p && blk_parse_prealloc(p, &c->prealloc, NULL) < 0)
         ret = blk_err(e, EINVAL, "invalid parameter value: %s", p);
+    if (ret == 0 && c->extent_hint > UINT32_MAX)
+        ret = blk_err(e, EINVAL, "Extent size hint is too large");
     /* Whole sectors; what does not fit a file is refused by the resize. */
     c->size = blk_align_up(c->size, 512);
     return ret;
@@ -300,7 +304,7 @@ static void ops_apply_hints(int fd, const struct ops_create_opts *c)
     struct fsxattr x = { 0 };
     int attr;
 
-    if (c->extent_hint && c->extent_hint <= UINT32_MAX) {
+    if (c->extent_hint) {
         int r = ioctl(fd, FS_IOC_FSGETXATTR, &x);
 
         x.fsx_xflags |= FS_XFLAG_EXTSIZE;

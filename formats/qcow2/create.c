@@ -138,6 +138,12 @@ static int take_compression(struct create *c, struct blk_opts *o, struct blk_err
     return 0;
 }
 
+static int not_assigned(const struct create *c, int err, struct blk_error *e)
+{
+    return blk_err_errno(e, err, "Could not assign backing file '%s' with format '%s'",
+                         c->backing, c->backing_fmt ? c->backing_fmt : "");
+}
+
 static int take_backing(struct create *c, struct blk_opts *o, struct blk_error *e)
 {
     c->backing = blk_opts_get(o, "backing_file");
@@ -158,8 +164,7 @@ static int take_backing(struct create *c, struct blk_opts *o, struct blk_error *
     }
     if ((c->backing && strlen(c->backing) > BLK_NAME_MAX) ||
         (c->backing_fmt && strlen(c->backing_fmt) > 15)) {
-        return blk_err_errno(e, EINVAL, "Could not assign backing file '%s' with format '%s'",
-                             c->backing, c->backing_fmt ? c->backing_fmt : "");
+        return not_assigned(c, EINVAL, e);
     }
     return 0;
 }
@@ -314,9 +319,11 @@ static int build_header(struct create *c, uint8_t *buf, struct blk_error *e)
         q.features_len = sizeof(qcow2_feature_table);
     }
     int err = qcow2_header_build(&q, buf, c->cluster);
+    if (err == -ENOSPC && c->backing) {
+        return not_assigned(c, ENOSPC, e);
+    }
     if (err == -ENOSPC) {
-        return blk_err(e, EINVAL, "File names too long for clusters of %llu bytes",
-                       (unsigned long long)c->cluster);
+        return blk_err_errno(e, ENOSPC, "Could not update qcow2 header");
     }
     return err;
 }
@@ -362,7 +369,8 @@ static int write_l1(const struct create *c, struct blk_node *file, uint8_t *buf)
     return err;
 }
 
-static int create_write(struct create *c, struct blk_node *file, struct blk_error *e)
+static int create_write(struct create *c, struct blk_node *file, const uint8_t *header,
+                        struct blk_error *e)
 {
     uint8_t *buf = blk_buf_alloc(c->cluster);
     int err = buf ? 0 : -ENOMEM;
@@ -372,8 +380,7 @@ static int create_write(struct create *c, struct blk_node *file, struct blk_erro
     err = err ? err : write_l1(c, file, buf);
     /* The header last: until then it is no image. */
     err = err ? err : co_flush(file);
-    err = err ? err : build_header(c, buf, e);
-    err = err ? err : co_write(file, 0, buf, c->cluster, 0);
+    err = err ? err : co_write(file, 0, header, c->cluster, 0);
     blk_buf_free(buf);
     return err ? blk_err_errno(e, -err, "Could not write qcow2 metadata") : 0;
 }
@@ -468,8 +475,12 @@ static int create_all(struct create *c, struct blk_loop *l, struct blk_node *fil
         c->h.size = c->h.crypt_method = 0;
         lay_out(c);
     }
-    err = c->data_file ? create_data_file(c, l, o, e) : 0;
-    err = err ? err : create_write(c, file, e);
+    uint8_t *header = blk_buf_alloc(c->cluster);
+    /* It may have no room for the names: seen before a data file is touched. */
+    err = header ? build_header(c, header, e) : -ENOMEM;
+    err = err || !c->data_file ? err : create_data_file(c, l, o, e);
+    err = err ? err : create_write(c, file, header, e);
+    blk_buf_free(header);
     return err || !more ? err : grow_up(c, file, size, crypt_method, e);
 }
 

@@ -261,9 +261,6 @@ static int look_at_parent(struct vmdk_create *c, struct blk_loop *l, struct blk_
     struct blk_node *n = NULL;
     int err = full ? blk_open(l, &a, &n, e) : -ENOMEM;
 
-    if (err && e) {
-        blk_error_prefix(e, "Could not open '%s': ", full ? full : "");
-    }
     free(full);
     if (err) {
         return err;
