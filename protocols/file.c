@@ -243,6 +243,16 @@ static int file_take_locks(struct blk_node *n, enum blk_lock_use use, struct blk
     }
 }
 
+/* What only the kernel's asynchronous I/O of direct files could do. */
+static int file_check_aio(const struct blk_node *n, struct blk_opts *o, struct blk_error *e)
+{
+    const char *aio = blk_opts_get(o, "aio");
+
+    return !aio || strcmp(aio, "native") || n->oflags & BLK_O_DIRECT ? 0
+           : blk_err(e, EINVAL, "aio=native was specified, but it requires cache.direct=on, which "
+                     "was not specified.");
+}
+
 static int file_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 {
     const char *path = file_path(o, e);
@@ -262,6 +272,9 @@ static int file_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e
     if (ret < 0)
         goto fail;
     ret = file_probe_open(f, path, n->oflags, n->drv->name, e);
+    if (ret < 0)
+        goto fail;
+    ret = file_check_aio(n, o, e);
     if (ret < 0)
         goto fail;
     f->writable = n->oflags & BLK_O_RDWR;
