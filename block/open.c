@@ -297,6 +297,13 @@ static int open_storage(struct blk_loop *l, const char *filename, struct blk_opt
            : blk_open_protocol(l, filename, o, flags, out, e);
 }
 
+int blk_refuse_node(const char *node, bool more, struct blk_error *e)
+{
+    return more ? blk_err(e, EINVAL, "Cannot reference an existing block device with additional "
+                          "options or a new filename")
+                : blk_err(e, EINVAL, "Cannot find device='%s' nor node-name='%s'", node, node);
+}
+
 static int open_image(struct blk_loop *l, const char *filename, const char *format,
                       struct blk_opts *o, unsigned flags, const struct layer_place *place,
                       struct blk_node **out, struct blk_error *e);
@@ -320,11 +327,8 @@ static int open_below(struct blk_loop *l, const char *filename, const struct blk
     snprintf(prefix, sizeof(prefix), "%s.", child);
     struct blk_opts *fo = blk_opts_take(o, prefix);
     if (blk_opts_has(o, child)) {
-        err = filename || blk_opts_at(fo, 0, NULL, NULL)
-              ? blk_err(e, EINVAL, "Cannot reference an existing block device with additional "
-                        "options or a new filename")
-              : blk_err(e, EINVAL, "Cannot find device='%s' nor node-name='%s'",
-                        blk_opts_get(o, child), blk_opts_get(o, child));
+        err = blk_refuse_node(blk_opts_get(o, child),
+                              filename || blk_opts_at(fo, 0, NULL, NULL), e);
         blk_opts_free(fo);
         return err;
     }
