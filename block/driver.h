@@ -285,6 +285,8 @@ void blk_node_rename_json(struct blk_node *n, json_t *v);
 /* What such a name says of a node below: its own json:, or driver and file or file name;
  * the caller's.  NULL where JSON cannot say it. */
 json_t *blk_node_json(const struct blk_node *n);
+/* Refuse a child that an option names as a node, which nobody can; more: with options besides. */
+int blk_refuse_node(const char *node, bool more, struct blk_error *e);
 /* Fiber. Open a file named inside n's image (external data file): plain paths
  * only unless allowed, as they are (QEMU resolves them against the working
  * directory, not against n's own file); raw, n's own flags.  Not n's own storage. */

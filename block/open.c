@@ -298,6 +298,13 @@ static int open_storage(struct blk_loop *l, const char *filename, struct blk_opt
            : blk_open_protocol(l, filename, o, flags, out, e);
 }
 
+int blk_refuse_node(const char *node, bool more, struct blk_error *e)
+{
+    return more ? blk_err(e, EINVAL, "Cannot reference an existing block device with additional "
+                          "options or a new filename")
+                : blk_err(e, EINVAL, "Cannot find device='%s' nor node-name='%s'", node, node);
+}
+
 /* What drv (NULL: not known yet) lies on, from its options "file.*", or what it calls that.
  * A filter's parse_name() leaves the name of that in "x-file", or what it calls that. */
 static int open_below(struct blk_loop *l, const char *filename, const struct blk_driver *drv,
@@ -317,11 +324,8 @@ static int open_below(struct blk_loop *l, const char *filename, const struct blk
     snprintf(prefix, sizeof(prefix), "%s.", child);
     struct blk_opts *fo = blk_opts_take(o, prefix);
     if (blk_opts_has(o, child)) {
-        err = filename || blk_opts_at(fo, 0, NULL, NULL)
-              ? blk_err(e, EINVAL, "Cannot reference an existing block device with additional "
-                        "options or a new filename")
-              : blk_err(e, EINVAL, "Cannot find device='%s' nor node-name='%s'",
-                        blk_opts_get(o, child), blk_opts_get(o, child));
+        err = blk_refuse_node(blk_opts_get(o, child),
+                              filename || blk_opts_at(fo, 0, NULL, NULL), e);
         blk_opts_free(fo);
         return err;
     }

@@ -14,11 +14,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int check_given(const struct qcow2 *q, struct blk_opts *given, struct blk_error *e)
+static int check_given(const struct qcow2 *q, const char *node, struct blk_opts *given,
+                       struct blk_error *e)
 {
     bool external = q->h.incompatible & QCOW2_INC_DATA_FILE;
     bool any = blk_opts_at(given, 0, NULL, NULL);
 
+    if (node) {
+        return blk_refuse_node(node, any, e);
+    }
     if (!external && any) {
         return blk_err(e, EINVAL,
                        "'data-file' can only be set for images with an external data file");
@@ -36,8 +40,9 @@ int qcow2_data_open(struct qcow2 *q, struct blk_opts *o, struct blk_error *e)
 {
     struct blk_opts *given = blk_opts_take(o, "data-file.");
     bool external = q->h.incompatible & QCOW2_INC_DATA_FILE;
+    const char *node = blk_opts_get(o, "data-file");
     bool needed = !(q->n->oflags & BLK_O_NO_IO);
-    int err = needed ? check_given(q, given, e) : 0;
+    int err = needed ? check_given(q, node, given, e) : 0;
 
     if (!err && external) {
         err = needed ? blk_open_data_file(q->n, q->data_name, given, e) : 0;

@@ -373,27 +373,25 @@ static void printable(char *dst, const uint8_t *src, size_t max)
     dst[i] = 0;
 }
 
+/* Those that the image's own table names, in its order, and the rest as a number. */
 static int unknown_features(struct qcow2 *q, uint64_t unknown, struct blk_error *e)
 {
-    char list[512] = "";
+    char list[512] = "", name[FEATURE_NAME + 1];
     size_t at = 0;
-    for (unsigned bit = 0; bit < 64; bit++) {
-        char name[FEATURE_NAME + 1] = "";
-        if (!(unknown >> bit & 1)) {
+    for (uint32_t i = 0; i + FEATURE_ENTRY <= q->features_len; i += FEATURE_ENTRY) {
+        const uint8_t *f = q->features + i;
+        if (f[0] || f[1] > 63 || !(unknown >> f[1] & 1)) {
             continue;
         }
-        for (uint32_t i = 0; i + FEATURE_ENTRY <= q->features_len; i += FEATURE_ENTRY) {
-            if (q->features[i] == 0 && q->features[i + 1] == bit) {
-                printable(name, q->features + i + 2, FEATURE_NAME);
-            }
-        }
-        if (!*name) {
-            snprintf(name, sizeof(name), "Unknown incompatible feature: %llx",
-                     (unsigned long long)(1ull << bit));
-        }
-        if (at + strlen(name) + 3 < sizeof(list)) {
+        unknown &= ~(1ull << f[1]);
+        printable(name, f + 2, FEATURE_NAME);
+        if (at + strlen(name) + 64 < sizeof(list)) {
             at += (size_t)sprintf(list + at, "%s%s", at ? ", " : "", name);
         }
+    }
+    if (unknown) {
+        sprintf(list + at, "%sUnknown incompatible feature: %llx", at ? ", " : "",
+                (unsigned long long)unknown);
     }
     return blk_err(e, ENOTSUP, "Unsupported qcow2 feature(s): %s", list);
 }
@@ -426,14 +424,7 @@ static int check_geometry(const struct qcow2_header *h, struct blk_error *e)
 static int check_features(struct qcow2 *q, struct blk_error *e)
 {
     const struct qcow2_header *h = &q->h;
-    uint64_t unknown = h->incompatible &
-        ~(uint64_t)QCOW2_INC_KNOWN;
-    if (unknown) {
-        return unknown_features(q, unknown, e);
-    }
-    if (q->sub_shift < QCOW2_MIN_CLUSTER_BITS) {
-        return blk_err(e, EINVAL, "Unsupported subcluster size: %u", q->sub_size);
-    }
+    uint64_t unknown = h->incompatible & ~(uint64_t)QCOW2_INC_KNOWN;
     if (h->compression > 1) {
         return blk_err(e, ENOTSUP, "qcow2: unknown compression type: %u", h->compression);
     }
@@ -444,8 +435,14 @@ static int check_features(struct qcow2 *q, struct blk_error *e)
         return blk_err(e, EINVAL,
                        "qcow2: Compression type incompatible feature bit must not be set");
     }
+    if (unknown) {
+        return unknown_features(q, unknown, e);
+    }
+    if (q->sub_shift < QCOW2_MIN_CLUSTER_BITS) {
+        return blk_err(e, EINVAL, "Unsupported subcluster size: %u", q->sub_size);
+    }
     if (h->crypt_method > QCOW2_CRYPT_LUKS) {
-        return blk_err(e, EINVAL, "Unsupported encryption method %u", h->crypt_method);
+        return blk_err(e, EINVAL, "Unsupported encryption method %d", (int)h->crypt_method);
     }
     if (h->incompatible & QCOW2_INC_CORRUPT && q->writable && !(q->n->oflags & BLK_O_CHECK)) {
         return blk_err(e, EACCES, "qcow2: Image is corrupt; cannot be opened read/write");

@@ -26,7 +26,8 @@ static int make_room(struct qcow2 *q, uint64_t end)
         return -EFBIG;
     }
     int err = qcow2_settle(q);
-    return err ? err : qcow2_l1_grow(q, (uint32_t)need);
+    err = err ? err : qcow2_l1_grow(q, (uint32_t)need);
+    return err ? err : qcow2_settle(q);         /* the old table's place is used again */
 }
 
 int qcow2_vm_state(struct blk_node *n, bool write, uint64_t off, const struct iovec *iov, int cnt,

@@ -253,6 +253,17 @@ static int cow_read(struct alloc *a, uint64_t pos, uint64_t len, uint8_t *buf, b
     return err;
 }
 
+/* Is the space not what a crash may bring back?  Places in an external data file never change. */
+static bool space_is_new(const struct alloc *a)
+{
+    bool new = !a->in_place;
+
+    for (uint64_t i = 0; new && qcow2_external(a->q) && i < a->clusters; i++) {
+        new = !qcow2_has_host(a->q, qcow2_entry_get(a->q, a->s->word, a->index + (unsigned)i));
+    }
+    return new;
+}
+
 struct cow {                        /* what surrounds the data in its subclusters */
     uint8_t *buf;                   /* head, then tail */
     uint64_t head, tail;            /* bytes */
@@ -288,7 +299,7 @@ static int cow_prepare(struct alloc *a, uint64_t off, uint64_t len, struct cow *
     uint64_t at = a->space.offset + a->from;
     struct blk_node *data = a->q->data;
     /* Where a crash may still find the old content there must be no zeros in between. */
-    bool ours = !a->in_place && !a->q->crypt;
+    bool ours = space_is_new(a) && !a->q->crypt;
     if (a->space.fresh) {
         c->head = c->tail = 0;
         if (data->drv->reserve) {
