@@ -326,6 +326,16 @@ int qcow2_alloc(struct qcow2 *q, uint64_t want, bool exact, struct qcow2_space *
     return err;
 }
 
+int qcow2_find_free(struct qcow2 *q, uint64_t n, uint64_t *start)
+{
+    uint64_t run;
+
+    co_lock(&q->alloc_lock);
+    int err = find_safe(q, q->free_hint, n, true, NULL, start, &run);
+    co_unlock(&q->alloc_lock);
+    return err;
+}
+
 /* Blocks from `at` on for all of [at, *end), which includes them and the table behind them;
  * *end: what comes next. */
 static int area_blocks(struct qcow2 *q, uint64_t at, uint64_t clusters, uint64_t *end,

@@ -1,6 +1,6 @@
 /*
  * amend_width.c - another width of refcounts, in place: new blocks and a new table
- * are written behind everything else, and one write of the header switches to them.
+ * are written where space is free, and one write of the header switches to them.
  *
  * Invariant: the old structures count themselves and not the new ones, the new ones
  * the reverse: whichever the header names after a crash, nothing leaks.
@@ -81,7 +81,7 @@ static int scan(struct width *w, struct blk_error *e)
                                (unsigned long long)c << q->h.cluster_bits,
                                (unsigned long long)count);
             }
-            if (count && c < w->start && !is_old(w, c)) {
+            if (count && !is_old(w, c)) {
                 mark(w, c);
             }
         }
@@ -98,6 +98,10 @@ static int place(struct width *w, struct blk_error *e)
         blocks = w->nblocks;
         w->blocks = blocks;
         w->reft = qcow2_clusters(w->q, w->room * 8);
+        int err = qcow2_find_free(w->q, blocks + w->reft, &w->start);
+        if (err) {
+            return blk_err_errno(e, -err, "Could not find space for refcounts");
+        }
         if ((w->start + blocks + w->reft) >> w->bits >= w->room) {
             return blk_err(e, EFBIG, "The refcount table would be too large");
         }
@@ -113,7 +117,7 @@ static int new_count(const struct width *w, uint64_t c, uint64_t *out)
     struct qcow2 *q = w->q;
 
     *out = c >= w->start && c < w->start + w->blocks + w->reft;
-    if (*out || c >= w->start || c >> q->refblock_bits >= q->reft_len || is_old(w, c)) {
+    if (*out || c >> q->refblock_bits >= q->reft_len || is_old(w, c)) {
         return 0;
     }
     return q->reft[c >> q->refblock_bits] ? qcow2_refcount_get(q, c, out) : 0;
@@ -175,13 +179,13 @@ static int width_setup(struct width *w, uint32_t order)
 {
     struct qcow2 *q = w->q;
     uint64_t known = q->reft_len << q->refblock_bits;
+    uint64_t end = BLK_MAX(q->end_cluster, qcow2_clusters(q, q->file->size));
 
     w->new.h = q->h;
     w->new.h.refcount_order = order;
     w->bits = q->h.cluster_bits + 3 - order;
-    w->start = BLK_MAX(q->end_cluster, qcow2_clusters(q, q->file->size));
-    /* Room for as much again: the new structures lie behind what there is. */
-    w->room = (2 * BLK_MAX(known, w->start) >> w->bits) + 16;
+    /* Room for as much again: the new structures may lie behind what there is. */
+    w->room = (2 * BLK_MAX(known, end) >> w->bits) + 16;
     w->room = BLK_MIN(w->room, QCOW2_MAX_REFTABLE_BYTES / 8);
     w->need = calloc(1, w->room / 8 + 1);
     return w->need ? gather_old(w) : -ENOMEM;
@@ -195,8 +199,6 @@ int qcow2_change_width(struct qcow2 *q, uint32_t order, const struct blk_amend *
 
     if (err) {
         blk_err(e, -err, "Cannot allocate memory");
-    } else if (w.start >> w.bits >= w.room) {
-        err = blk_err(e, EFBIG, "The refcount table would be too large");
     }
     err = err ? err : scan(&w, e);
     err = err ? err : place(&w, e);

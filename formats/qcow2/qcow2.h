@@ -454,6 +454,8 @@ int qcow2_refcount_get(struct qcow2 *q, uint64_t cluster, uint64_t *out);
 /* Up to want clusters in one run, counted once each in memory.  exact: all of
  * them, whatever the run's place.  Fiber. */
 int qcow2_alloc(struct qcow2 *q, uint64_t want, bool exact, struct qcow2_space *out);
+/* The first cluster of the n in one run that it would give; nothing is counted. Fiber. */
+int qcow2_find_free(struct qcow2 *q, uint64_t n, uint64_t *start);
 /* One more, or at once one fewer (undoing that), reference to each; -EINVAL: the count
  * has no room, -EIO: it was 0. Counted in memory, durable with the next flush. Fiber. */
 int qcow2_count_shift(struct qcow2 *q, uint64_t offset, uint64_t clusters, bool up);
