@@ -217,8 +217,8 @@ int blk_probe_format(struct blk_node *file, const struct blk_driver **drv, bool 
     }
     *drv = blk_driver_find("raw");
     *guessed = true;
-    size_t len = (size_t)BLK_MIN(file->size, (uint64_t)PROBE_BYTES);
-    for (size_t i = 0; blk_drivers[i]; i++) {
+    size_t len = (size_t)BLK_MIN(blk_align_up(file->size, 512), (uint64_t)PROBE_BYTES);
+    for (size_t i = 0; len && blk_drivers[i]; i++) {
         int score = blk_drivers[i]->probe ? blk_drivers[i]->probe(buf, len)
                     : has_suffix(file->filename, blk_drivers[i]->suffix);
         if (score > best) {

@@ -34,11 +34,11 @@ static int open_place(struct blk_node *n, struct luks *s, struct blk_opts *o, st
     struct blk_opts *ho = blk_opts_take(o, "header.");
     int err = 0;
 
-    s->place = (struct luks_place){ n->file, 0, n->file->size };
+    s->place = (struct luks_place){ n->file, 0, n->file->size, false };
     if (blk_opts_at(ho, 0, NULL, NULL)) {
         err = blk_open_data_file(n, NULL, ho, e);
         if (!err) {
-            s->place = (struct luks_place){ n->data_file, 0, n->data_file->size };
+            s->place = (struct luks_place){ n->data_file, 0, n->data_file->size, true };
         }
     }
     blk_opts_free(ho);
@@ -47,11 +47,12 @@ static int open_place(struct blk_node *n, struct luks *s, struct blk_opts *o, st
 
 static int set_size(struct blk_node *n, const struct luks *s, struct blk_error *e)
 {
-    if (n->file->size < s->payload) {
-        return blk_err(e, EINVAL, "The LUKS payload at %llu is past the end of the file",
-                       (unsigned long long)s->payload);
+    uint64_t end = blk_align_up(n->file->size, CRYPTO_SECTOR);
+
+    if (end < s->payload) {
+        return blk_err_errno(e, EIO, "Could not refresh total sector count");
     }
-    n->size = blk_align_up(n->file->size - s->payload, CRYPTO_SECTOR);
+    n->size = end - s->payload;
     return 0;
 }
 
@@ -77,11 +78,11 @@ static int luks_open_node(struct blk_node *n, struct blk_opts *o, struct blk_err
     }
     err = err ? err : luks_header_read(&s->place, &s->h, e);
     s->payload = (uint64_t)s->h.payload_sector * CRYPTO_SECTOR;
-    err = err ? err : set_size(n, s, e);
     if (!err && !(n->oflags & BLK_O_NO_IO)) {
         err = luks_open(&s->place, &s->h, secret, "", &s->sectors, e);
         s->secret = err ? NULL : strdup(secret);
     }
+    err = err ? err : set_size(n, s, e);
     if (err) {
         luks_free(s);
         return err;
@@ -217,7 +218,7 @@ static int luks_create(struct blk_loop *l, struct blk_node *file, struct blk_opt
     if (blk_add_overflow(size, luks_header_bytes(&c.h), &end) || end > INT64_MAX) {
         return blk_err(e, EFBIG, "The requested file size is too large");
     }
-    struct luks_place at = { file, 0, luks_header_bytes(&c.h) };
+    struct luks_place at = { file, 0, luks_header_bytes(&c.h), false };
     /* QEMU takes "metadata", of which there is none to make. */
     err = blk_truncate(file, end, true, p == BLK_PREALLOC_METADATA ? BLK_PREALLOC_OFF : p, e);
     return err ? err : luks_create_write(&c, &at, NULL, e);

@@ -45,6 +45,7 @@ struct luks_header {
 struct luks_place {
     struct blk_node *node;
     uint64_t offset, len;
+    bool detached;                      /* the payload lies in another file */
 };
 
 /* ---- luks_header.c ------------------------------------------------------------- */

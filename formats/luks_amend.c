@@ -118,7 +118,9 @@ static int add_password(const struct amend *a, const struct luks_place *at,
         return err;
     }
     err = blk_secret_get_text(a->new_secret, &new, e);
-    err = err ? err : luks_slot_store(at, h, slot, new, key, a->iter_ms, e);
+    if (!err && (err = luks_slot_store(at, h, slot, new, key, a->iter_ms, e))) {
+        blk_error_hint(e, "Failed to write to keyslot %u", slot);
+    }
     crypto_wipe(key, sizeof(key));
     return err;
 }

@@ -148,7 +148,7 @@ static int decode_names(struct luks_header *h, struct blk_error *e)
     return g == CRYPTO_ESSIV && !crypto_hash_len(hash) ? unsupported("Hash algorithm", hash, e) : 0;
 }
 
-static int decode(const uint8_t *b, struct luks_header *h, struct blk_error *e)
+static int decode(const uint8_t *b, bool detached, struct luks_header *h, struct blk_error *e)
 {
     int err = 0;
 
@@ -170,7 +170,7 @@ static int decode(const uint8_t *b, struct luks_header *h, struct blk_error *e)
     memcpy(h->salt, b + LH_SALT, LUKS_SALT);
     memcpy(h->uuid, b + LH_UUID, 40);
     h->uuid[40] = 0;
-    if (h->payload_sector && h->payload_sector < LUKS_SLOT_AT / CRYPTO_SECTOR) {
+    if (!(detached && !h->payload_sector) && h->payload_sector < LUKS_SLOT_AT / CRYPTO_SECTOR) {
         return blk_err(e, EINVAL, "LUKS payload is overlapping with the header");
     }
     if (!h->iterations) {
@@ -190,16 +190,13 @@ int luks_header_read(const struct luks_place *at, struct luks_header *h, struct 
     int err;
 
     *h = (struct luks_header){ 0 };
-    if (at->len < LH_END &&
-        !co_read(at->node, at->offset, buf, sizeof(magic)) && memcmp(buf, magic, sizeof(magic))) {
-        return blk_err(e, EINVAL, "Volume is not in LUKS format");
-    }
-    if (at->len < LH_END) {
-        return blk_err(e, EINVAL, "Unable to read LUKS header: it is %llu bytes long",
-                       (unsigned long long)at->len);
+    /* Of a file of its own that is shorter the rest reads as zeros. */
+    if (at->offset && at->len < LH_END) {
+        return blk_err(e, EINVAL, "Request for data outside of extension header");
     }
     err = co_read(at->node, at->offset, buf, sizeof(buf));
-    return err ? blk_err_errno(e, -err, "Unable to read LUKS header") : decode(buf, h, e);
+    return err ? blk_err_errno(e, -err, "Unable to read LUKS header")
+               : decode(buf, at->detached, h, e);
 }
 
 /* ---- writing ---------------------------------------------------------------------------- */

@@ -232,7 +232,7 @@ static int find_place(struct qcow2 *q, struct qcow2_crypt *c, struct blk_error *
         return blk_err(e, EINVAL, "CRYPTO header extension size %u, but expected size %u", x->len,
                        EXTENSION_LEN);
     }
-    c->place = (struct luks_place){ q->file, be64(x->data), be64(x->data + 8) };
+    c->place = (struct luks_place){ q->file, be64(x->data), be64(x->data + 8), false };
     if (c->place.offset & (q->cluster_size - 1)) {
         return blk_err(e, EINVAL, "Encryption header offset '%llu' is not a multiple of cluster "
                        "size '%u'", (unsigned long long)c->place.offset, q->cluster_size);
@@ -437,7 +437,7 @@ uint64_t qcow2_crypt_create_bytes(const struct qcow2_crypt_create *c)
 int qcow2_crypt_create_write(struct qcow2_crypt_create *c, struct blk_node *file, uint64_t offset,
                              struct qcow2_ext **ext, struct blk_error *e)
 {
-    struct luks_place at = { file, offset, luks_header_bytes(&c->luks.h) };
+    struct luks_place at = { file, offset, luks_header_bytes(&c->luks.h), false };
     struct qcow2_ext *x = calloc(1, sizeof(*x) + EXTENSION_LEN);
 
     *ext = x;

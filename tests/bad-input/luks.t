@@ -112,7 +112,7 @@ bad("slot beyond the payload", "Keyslot 7 is overlapping with the encrypted payl
 def truncated(t):
     data = fresh(t, "luks")
     for n in (6, 7, 8, 111, 207, 591):
-        refused(t, data[:n], "luks", "LUKS")
+        refused(t, data[:n], "luks", "LUKS|Keyslot")
 
 
 @case("LUKS: cut within the key material and before the payload")
