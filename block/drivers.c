@@ -195,19 +195,30 @@ static const struct blk_driver *module_for(const char *name, struct blk_error *e
     return NULL;
 }
 
-static const struct blk_driver *module_for_scheme(const char *name, size_t len, bool *known,
-                                                  struct blk_error *e)
+/* The module for a scheme; if there is none, the end. */
+static size_t module_of_scheme(const char *name, size_t len)
 {
-    *known = false;
-    for (size_t i = 0; i < BLK_ARRAY_SIZE(modules); i++) {
+    size_t i;
+    for (i = 0; i < BLK_ARRAY_SIZE(modules); i++) {
         for (const char *const *s = modules[i].schemes; *s; s++) {
             if (strlen(*s) == len && !strncmp(*s, name, len)) {
-                *known = true;
-                return module_load(i, e);
+                return i;
             }
         }
     }
-    return NULL;
+    return i;
+}
+
+bool blk_scheme_known(const char *name)
+{
+    size_t len = strcspn(name, ":");
+
+    for (size_t i = 0; blk_drivers[i]; i++) {
+        if (scheme_matches(blk_drivers[i], name, len)) {
+            return true;
+        }
+    }
+    return !strncmp(name, "json:", 5) || module_of_scheme(name, len) < BLK_ARRAY_SIZE(modules);
 }
 
 static const char *module_at(size_t i)
@@ -239,10 +250,9 @@ const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_er
             return blk_drivers[i];
         }
     }
-    bool known;
-    const struct blk_driver *d = module_for_scheme(filename, len, &known, e);
-    if (known) {
-        return d;
+    size_t module = module_of_scheme(filename, len);
+    if (module < BLK_ARRAY_SIZE(modules)) {
+        return module_load(module, e);
     }
     blk_err(e, EINVAL, "Unknown protocol '%.*s'", (int)BLK_MIN(len, 64u), filename);
     return NULL;

@@ -120,6 +120,8 @@ const struct blk_driver *blk_driver_built_in(const char *name);
 /* The filter whose scheme the name (may be NULL) begins with, or NULL. */
 const struct blk_driver *blk_driver_filter_for(const char *name);
 const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_error *e);
+/* Is there a driver for a name "scheme:..."?  Loads nothing. */
+bool blk_scheme_known(const char *name);
 
 /* node.c: the image that filters on top of it pass on. */
 struct blk_node *blk_unfiltered(struct blk_node *n);

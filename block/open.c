@@ -426,7 +426,8 @@ static int open_whole_layer(struct blk_loop *l, const char *filename, const char
 bool blk_inner_name_allowed(const char *list, const char *name)
 {
     size_t len = strcspn(name, ":+");
-    if (!blk_has_protocol(name) || !strncmp(name, "file:", 5)) {
+    /* What nobody knows leads nowhere: that is said when it is opened. */
+    if (!blk_has_protocol(name) || !strncmp(name, "file:", 5) || !blk_scheme_known(name)) {
         return true;
     }
     for (const char *p = list ? list : ""; *p; p += strcspn(p, ",:"), p += *p != 0) {
