@@ -390,6 +390,9 @@ static int write_fiber(struct blk_req *req)
 
     parts = blk_parts_new(req->iov, req->iovcnt);
     err = parts ? 0 : -ENOMEM;
+    if (m->lead) {
+        co_lock(&m->order);         /* its blocks find places one by one, and all of them first */
+    }
     while (!err && pos < req->length) {
         uint64_t done = 0;
         err = blk_parts_room(parts);
@@ -397,6 +400,9 @@ static int write_fiber(struct blk_req *req)
             err = write_piece(m, parts, req, pos, &done);
         }
         pos += done;
+    }
+    if (m->lead) {
+        co_unlock(&m->order);
     }
     int end = blk_parts_end(parts);
     err = err ? err : end;

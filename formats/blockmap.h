@@ -143,7 +143,7 @@ struct blockmap {
     struct bm_busy *busy;
     struct co_queue busy_q, load_q;
     unsigned resuming;              /* woken from load_q, not running yet */
-    struct co_mutex flush_lock, make_lock;
+    struct co_mutex flush_lock, make_lock, order;
     struct bm_freed free, freed;    /* to be had again; only after the next flush */
     bool reported;                  /* one line about damage is enough */
     bool settle_due;

@@ -256,7 +256,10 @@ static int place_sources(struct args *a)
 
     for (size_t i = 0; i < c->nsrc; i++) {
         struct convert_source *s = &c->src[i];
+        struct blk_info info = { 0 };
 
+        s->align = blk_get_info(s->node, &info, NULL) ? 0 : info.cluster_size;
+        blk_info_free(&info);
         s->start = c->total;
         s->length = (blk_size(s->node) + CONVERT_SECTOR - 1) & ~(CONVERT_SECTOR - 1ull);
         if (__builtin_add_overflow(c->total, s->length, &c->total) || c->total > BLK_SIZE_MAX) {

@@ -42,6 +42,7 @@ struct convert_source {
     uint64_t skip;              /* where in the node it starts */
     uint64_t start;             /* in the space of all sources */
     uint64_t length;
+    uint64_t align;             /* of its clusters; 0: none */
 };
 
 /* Where the first error was met; at is an offset in the target's space, of the

@@ -37,8 +37,14 @@ static enum convert_kind kind_of(const struct convert *c, unsigned flags, uint64
 static int status_at(const struct convert *c, struct blk_node *node, uint64_t off, uint64_t len,
                      struct blk_status *st)
 {
-    return c->has_backing ? co_status(node, off, len, st)
-                          : co_status_above(node, NULL, off, len, st);
+    struct blk_node *below = blk_backing(node);
+    int ret = c->has_backing ? co_status(node, off, len, st)
+                             : co_status_above(node, NULL, off, len, st);
+
+    if (c->has_backing && below && off >= blk_size(below) && !(st->flags & BLK_ST_ALLOCATED)) {
+        st->flags |= BLK_ST_ZERO;
+    }
+    return ret;
 }
 
 /* Like status_at(), but an unreadable map becomes data to be tried, in ever
@@ -63,6 +69,14 @@ static int status_or_salvage(const struct convert *c, struct blk_node *node, uin
         return 0;
     }
     return ret;
+}
+
+/* As QEMU: an extent ends at a whole cluster of its source if it reaches one. */
+static void cut_tail(const struct convert_source *s, uint64_t off, struct blk_status *st)
+{
+    uint64_t tail = s->align ? (off + st->length) % s->align : 0;
+
+    st->length -= st->length > tail ? tail : 0;
 }
 
 /* What needs no data may end within a sector, as a file does: is the rest of that the same? */
@@ -157,6 +171,7 @@ static int find_extent(struct convert *c)
     if (ret < 0) {
         return convert_fail(c, ret, CONVERT_MAP, off);
     }
+    cut_tail(s, off, &st);
     kind = kind_of(c, st.flags, c->pos);
     fill_sector(c, s->node, off, kind, &st);
     set_extent(c, kind, st.length, limit,

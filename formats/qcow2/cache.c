@@ -146,10 +146,11 @@ static int slice_load(struct qcow2 *q, uint64_t index, struct qcow2_slice **out)
 int qcow2_slice_get(struct qcow2 *q, uint64_t index, struct qcow2_slice **out)
 {
     struct qcow2_slice *s = qcow2_slice_peek(q, index);
+    struct co_mutex *lock = &q->slice_load[hash_of(index, QCOW2_LOAD_BITS)];
     int err = 0;
 
-    if (!s) {
-        struct co_mutex *lock = &q->slice_load[hash_of(index, QCOW2_LOAD_BITS)];
+    /* Who has waited for it and not run yet comes first: writes find places in their order. */
+    if (!s || lock->held) {
         co_lock(lock);
         s = qcow2_slice_peek(q, index);
         if (!s) {
