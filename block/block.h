@@ -147,6 +147,8 @@ void blk_url_free(struct blk_url *u);
 char *blk_redact(const char *name);
 /* Does this name start with PROTOCOL: (json: included)?  Plain paths do not. */
 bool blk_has_protocol(const char *name);
+/* The name of the protocol driver for a file name; NULL with *e set. */
+const char *blk_protocol_for_name(const char *filename, struct blk_error *e);
 /* May an image name this file?  list: protocols, see blk_open_args.backing_urls; any
  * thread. */
 bool blk_inner_name_allowed(const char *list, const char *name);
@@ -368,6 +370,8 @@ enum {
     BLK_O_COPY_ON_READ= 1u << 13,   /* what is read from backing files is kept in the image */
     BLK_O_DETECT_ZEROES = 1u << 14, /* writes of nothing but zeros are WRITE_ZEROES */
     BLK_O_DETECT_UNMAP  = 1u << 15, /* with that: they may deallocate */
+    BLK_O_EXACT       = 1u << 16,   /* with BLK_O_RESIZE: what cannot get that very size is not
+                                       to be taken for large enough */
 };
 
 enum blk_cap { BLK_CAP_NONE, BLK_CAP_EMULATED, BLK_CAP_NATIVE };

@@ -13,7 +13,7 @@
 #include <sys/random.h>
 
 /* Bytes at the start of a disk that a format could be recognised by. */
-#define PROBE_CLEARED 4096
+#define PROBE_CLEARED 512
 
 static bool option_known(const struct blk_option_desc *d, const char *key)
 {
@@ -47,8 +47,7 @@ struct create_args {
 
 static void name_storage(struct create_args *a, struct blk_opts *po)
 {
-    bool prefix = !strncmp(a->filename, "file:", 5);
-    blk_opts_set(po, "filename", a->filename + (prefix ? 5 : 0));
+    blk_opts_set(po, "filename", blk_driver_path(a->proto, a->filename));
 }
 
 /* No half-made image is left lying about. */
@@ -90,8 +89,8 @@ static int create_storage(struct create_args *a, bool whole_size)
 static int open_storage(struct create_args *a, struct blk_node **file)
 {
     struct blk_opts *fo = blk_opts_new();
-    int err = blk_open_protocol(a->l, a->filename, fo, BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP,
-                                file, a->e);
+    int err = blk_open_protocol(a->l, a->filename, a->proto, fo,
+                                BLK_O_RDWR | BLK_O_RESIZE | BLK_O_UNMAP, file, a->e);
     blk_opts_free(fo);
     if (!err && (err = blk_lock_storage(*file, BLK_LOCK_FORMAT, a->e))) {
         blk_close(*file, NULL);
@@ -218,10 +217,31 @@ void blk_uuid_generate(uint8_t out[16])
     out[8] = (uint8_t)((out[8] & 0x3f) | 0x80);
 }
 
-int blk_create_in_place(struct blk_loop *l, struct blk_opts *o, const char *too_small,
+const struct blk_option_desc blk_in_place_opts[] = {
+    { "size", BLK_OPT_SIZE, "Virtual disk size", NULL },
+    { "preallocation", BLK_OPT_STRING, "Preallocation mode (allowed values: off)", NULL },
+    { NULL, BLK_OPT_STRING, NULL, NULL },
+};
+
+/* As large as it was, but without an image. */
+static int clear_in_place(struct blk_node *n, uint64_t size, struct blk_error *e)
+{
+    int err = size > n->size ? blk_truncate(n, size, false, BLK_PREALLOC_OFF, e) : 0;
+
+    if (!err && n->size) {
+        err = co_write_zeroes(n, 0, BLK_MIN(n->size, (uint64_t)PROBE_CLEARED),
+                              BLK_REQ_MAY_UNMAP);
+        if (err) {
+            blk_err_errno(e, -err, "Failed to clear the new image's first sector");
+        }
+    }
+    return err;
+}
+
+int blk_create_in_place(struct blk_loop *l, const struct blk_driver *drv, struct blk_opts *o,
                         struct blk_error *e)
 {
-    struct blk_open_args a = { .filename = blk_opts_get(o, "filename"), .format = "raw",
+    struct blk_open_args a = { .filename = blk_opts_get(o, "filename"), .format = drv->name,
                                .flags = BLK_O_RDWR };
     const char *prealloc = blk_opts_get(o, "preallocation");
     enum blk_prealloc mode = BLK_PREALLOC_OFF;
@@ -229,24 +249,23 @@ int blk_create_in_place(struct blk_loop *l, struct blk_opts *o, const char *too_
     uint64_t size = 0;
     int err = blk_opts_get_size(o, "size", &size, e);
 
-    if (!err && prealloc) {
-        err = blk_parse_prealloc(prealloc, &mode, e);
+    if (!err && prealloc && blk_parse_prealloc(prealloc, &mode, NULL)) {
+        err = blk_err(e, EINVAL, "invalid parameter value: %s", prealloc);
     }
     if (!err && mode != BLK_PREALLOC_OFF) {
         err = blk_err(e, ENOTSUP, "Unsupported preallocation mode '%s'", prealloc);
     }
-    err = err ? err : blk_open(l, &a, &n, e);
     if (err) {
         return err;
     }
-    if (size > blk_size(n)) {
-        err = blk_err(e, EINVAL, "%s", too_small);
-    } else {
-        err = co_write_zeroes(n, 0, BLK_MIN(blk_size(n), (uint64_t)PROBE_CLEARED), 0);
-        if (err) {
-            blk_err_errno(e, -err, "Could not clear the start of '%s'", blk_filename(n));
-        }
+    err = blk_open(l, &a, &n, e);
+    if (err) {
+        blk_error_prefix(e, "Protocol driver '%s' does not support creating new images, so an "
+                         "existing image must be selected as the target; however, opening the "
+                         "given target as an existing image failed: ", drv->name);
+        return err;
     }
+    err = clear_in_place(n, size, e);
     int r = blk_close(n, err ? NULL : e);
     return err ? err : r;
 }

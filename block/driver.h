@@ -97,6 +97,7 @@ struct blk_driver {
     bool backing;                   /* formats: an image may have a backing file */
     bool bitmaps;                   /* formats: QEMU keeps bitmaps there; see bitmap_has() */
     const char *const *schemes;     /* protocols and filters: URL schemes, NULL-terminated */
+    bool paths;                     /* protocols: names are paths; "NAME:" may be in front */
     /* Filters with a scheme: what the name says, as options; the name of the child CHILD
      * as "x-CHILD", of the second one as "x-image". */
     int (*parse_name)(const char *name, struct blk_opts *o, struct blk_error *e);
@@ -340,11 +341,12 @@ void blk_facts_extension(struct blk_facts *f, uint32_t type, uint32_t length);
 /* A line of a check, as QEMU prints it; is_error: it tells of damage. */
 void blk_check_say(struct blk_check *c, bool is_error, const char *fmt, ...) BLK_PRINTF(3, 4);
 
-/* Fiber.  create() for storage that is there already and has the size it has (a LUN, an
- * export): see that "size" fits (too_small: the text if not), and clear its start, so
- * that what is on it is no image. */
-int blk_create_in_place(struct blk_loop *l, struct blk_opts *o, const char *too_small,
+/* Fiber.  create() of the protocol drv for storage that is there already and has the size it
+ * has (a LUN, an export, a device): see that "size" fits, and clear its start, so that what
+ * is on it is no image.  The options it takes. */
+int blk_create_in_place(struct blk_loop *l, const struct blk_driver *drv, struct blk_opts *o,
                         struct blk_error *e);
+extern const struct blk_option_desc blk_in_place_opts[];
 
 /* ---- checked arithmetic and byte order ---------------------------------------- */
 

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 extern const struct blk_driver blk_raw, blk_qcow2, blk_fault, blk_delay, blk_logwrites;
@@ -238,11 +239,26 @@ const struct blk_driver *blk_driver_filter_for(const char *name)
     return NULL;
 }
 
-/* The protocol driver for a name: by scheme, else "file". */
+const char *blk_driver_path(const struct blk_driver *drv, const char *name)
+{
+    size_t len = strlen(drv->name);
+    bool own = drv->paths && !strncmp(name, drv->name, len) && name[len] == ':';
+
+    return name + (own ? len + 1 : 0);
+}
+
+const struct blk_driver *blk_driver_for_path(const char *path)
+{
+    struct stat st;
+    bool device = !stat(path, &st) && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode));
+
+    return device ? &blk_host_device : &blk_file_driver;
+}
+
 const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_error *e)
 {
-    if (!blk_has_protocol(filename) || !strncmp(filename, "file:", 5)) {
-        return &blk_file_driver;
+    if (!blk_has_protocol(filename)) {
+        return blk_driver_for_path(filename);
     }
     size_t len = strcspn(filename, ":");
     for (size_t i = 0; blk_drivers[i]; i++) {
@@ -256,6 +272,12 @@ const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_er
     }
     blk_err(e, EINVAL, "Unknown protocol '%.*s'", (int)BLK_MIN(len, 64u), filename);
     return NULL;
+}
+
+const char *blk_protocol_for_name(const char *filename, struct blk_error *e)
+{
+    const struct blk_driver *d = blk_driver_for_name(filename, e);
+    return d ? d->name : NULL;
 }
 
 static size_t add_names(char *text, size_t at, size_t room, bool protocol, bool filter)

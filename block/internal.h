@@ -96,11 +96,13 @@ json_t *blk_name_by_options(const struct blk_node *file, const struct blk_driver
  * describe n; malloc'd, NULL: no memory, or there is no such place. */
 char *blk_resolve_beside(const struct blk_node *n, const char *name);
 
-/* open.c: the protocol node for a name or its options ("filename", "driver"). */
 /* Take the image locks of the protocol node at or below n. Fiber. */
 int blk_lock_storage(struct blk_node *n, enum blk_lock_use use, struct blk_error *e);
-int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts *o,
-                      unsigned flags, struct blk_node **out, struct blk_error *e);
+/* open.c: the protocol node for a name or its options ("filename", "driver"); drv: whose
+ * it is, NULL: they say so. */
+int blk_open_protocol(struct blk_loop *l, const char *filename, const struct blk_driver *drv,
+                      struct blk_opts *o, unsigned flags, struct blk_node **out,
+                      struct blk_error *e);
 
 /* open.c: the format of what lies in file; guessed: raw, nothing else fits. Fiber. */
 int blk_probe_format(struct blk_node *file, const struct blk_driver **drv, bool *guessed,
@@ -119,6 +121,11 @@ int blk_put_overlay(struct blk_node **n, unsigned flags, struct blk_error *e);
 const struct blk_driver *blk_driver_built_in(const char *name);
 /* The filter whose scheme the name (may be NULL) begins with, or NULL. */
 const struct blk_driver *blk_driver_filter_for(const char *name);
+/* A name without the driver's own in front, "NAME:", if its names are paths. */
+const char *blk_driver_path(const struct blk_driver *drv, const char *name);
+/* The protocol driver for a path: "host_device" or "file"; and for a name: by scheme, else
+ * for the path that it is. */
+const struct blk_driver *blk_driver_for_path(const char *path);
 const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_error *e);
 /* Is there a driver for a name "scheme:..."?  Loads nothing. */
 bool blk_scheme_known(const char *name);

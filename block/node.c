@@ -316,7 +316,7 @@ static int truncate_fiber(void *arg)
     if (!n->drv->truncate && !n->drv->filter) {
         return blk_err(a->e, ENOTSUP, "Image format driver does not support resize");
     }
-    if (a->size < n->size && !a->shrink) {
+    if (a->size < n->size && !a->shrink && (n->can_grow || !n->drv->protocol)) {
         return blk_err(a->e, EINVAL, "Shrinking '%s' would lose data", n->shown);
     }
     co_drain(n);

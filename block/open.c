@@ -107,18 +107,29 @@ static unsigned below_flags(unsigned flags)
 
 /* ---- protocol nodes -------------------------------------------------------------------- */
 
-int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts *o,
-                      unsigned flags, struct blk_node **out, struct blk_error *e)
+/* The option "filename" from a name: a path that was behind drv's own name is not to look as
+ * if it had another's in front. */
+static void set_filename(struct blk_opts *o, const char *filename, const struct blk_driver *drv)
 {
-    const char *name = filename ? filename : blk_opts_get(o, "filename");
-    const char *drvname = blk_opts_get(o, "driver");
-    bool has_prefix = filename && !drvname;     /* the option "filename" is a plain path */
-    const struct blk_driver *drv = has_prefix ? blk_driver_for_name(filename, e)
-                                   : blk_driver_find(drvname ? drvname : "file");
+    const char *name = blk_driver_path(drv, filename);
+    bool odd = name != filename && blk_has_protocol(name);
+
+    blk_opts_setf(o, "filename", "%s%s", odd ? "./" : "", name);
+}
+
+int blk_open_protocol(struct blk_loop *l, const char *filename, const struct blk_driver *drv,
+                      struct blk_opts *o, unsigned flags, struct blk_node **out,
+                      struct blk_error *e)
+{
+    const char *drvname = blk_opts_get(o, "driver"), *path = blk_opts_get(o, "filename");
     int err;
 
-    if (!drv && has_prefix) {
-        return -EINVAL;
+    if (!drv && !drvname && filename) {
+        if (!(drv = blk_driver_for_name(filename, e))) {
+            return -EINVAL;
+        }
+    } else if (!drv) {
+        drv = drvname ? blk_driver_find(drvname) : blk_driver_for_path(path ? path : "");
     }
     if (!drv || !drv->protocol) {
         return blk_err(e, EINVAL, "Unknown driver '%s'", drvname);
@@ -126,13 +137,10 @@ int blk_open_protocol(struct blk_loop *l, const char *filename, struct blk_opts 
     if ((err = take_common(o, &flags, e, e))) {
         return err;
     }
-    if (!name && !drvname) {
-        return blk_err(e, EINVAL, "The '%s' block driver requires a file name", "file");
+    if (filename && !path) {
+        set_filename(o, filename, drv);
     }
-    name += filename && !strncmp(filename, "file:", 5) ? 5 : 0;
-    if (filename && !blk_opts_has(o, "filename")) {
-        blk_opts_set(o, "filename", name);
-    }
+    const char *name = blk_opts_get(o, "filename");
     struct blk_node *n = blk_node_new(l, drv, name ? name : drv->name, flags);
     if (!n) {
         return blk_err(e, ENOMEM, "Cannot allocate memory");
@@ -179,6 +187,14 @@ static const char *node_identity(struct blk_node *n)
         n->identity = strdup(known ? buf : n->filename);
     }
     return n->identity ? n->identity : "";
+}
+
+/* No image names /dev/zero or its like for a good reason. */
+static int check_inner_storage(const struct blk_node *n, struct blk_error *e)
+{
+    bool device = !strcmp(n->drv->name, "host_device");
+    return device && !n->size ? blk_err(e, EINVAL, "'%s' is a device without a length", n->shown)
+                              : 0;
 }
 
 static int check_loop(struct blk_node *above, struct blk_node *below, struct blk_error *e)
@@ -295,7 +311,7 @@ static int open_storage(struct blk_loop *l, const char *filename, struct blk_opt
 
     return d && !d->protocol
            ? open_image(l, name, below ? NULL : d->name, o, flags, &under, out, e)
-           : blk_open_protocol(l, filename, o, flags, out, e);
+           : blk_open_protocol(l, filename, NULL, o, flags, out, e);
 }
 
 int blk_refuse_node(const char *node, bool more, struct blk_error *e)
@@ -361,7 +377,7 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
         return blk_err(e, EINVAL, "Unknown driver '%s'", want);
     }
     if (drv && drv->protocol) {
-        err = blk_open_protocol(l, filename, o, flags, out, e);
+        err = blk_open_protocol(l, filename, drv, o, flags, out, e);
         if (!err) {
             err = blk_lock_storage(*out, BLK_LOCK_RAW, e);
             if (err) {
@@ -391,7 +407,8 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
         err = blk_err(e, -common, "%s", later.text);
     }
     if (!err && place->above) {
-        err = check_loop(place->above, file, e);
+        err = check_inner_storage(file, e);
+        err = err ? err : check_loop(place->above, file, e);
     }
     if (!err && (file->drv->protocol || file->drv->filter)) {       /* an image has its locks */
         err = blk_lock_storage(file, drv->filter || !strcmp(drv->name, "raw") ? BLK_LOCK_RAW
@@ -729,7 +746,7 @@ static int open_named(struct blk_node *n, const char *full, struct blk_opts *o,
     struct layer_place place = { NULL, n->backing_urls, false, false };
     int err = open_storage(n->loop, full, o, below_flags(n->oflags), &place, out, e);
 
-    if (!err && (err = blk_lock_storage(*out, use, e))) {
+    if (!err && ((err = check_inner_storage(*out, e)) || (err = blk_lock_storage(*out, use, e)))) {
         blk_close(*out, NULL);
         *out = NULL;
     }

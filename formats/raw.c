@@ -142,11 +142,8 @@ static int raw_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk
         return blk_err(e, EINVAL, "Disk size too large for the chosen offset");
     }
     int err = blk_truncate(n->file, end, shrink, p, e);
-    if (!err && n->file->size != end) {
-        return blk_err(e, ENOTSUP, "Cannot resize device files");
-    }
     if (!err) {
-        n->size = size;
+        n->size = n->file->size - s->offset;        /* a device keeps its own */
     }
     return err;
 }

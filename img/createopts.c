@@ -13,23 +13,6 @@
 
 #define HELP_COLUMN 24          /* width of "name=<type>" before " - " */
 
-/* The driver that would store filename; buf of >= 64 bytes. */
-static const char *protocol_of(const char *filename, char *buf, size_t len)
-{
-    size_t n;
-
-    if (!blk_has_protocol(filename)) {
-        return "file";
-    }
-    n = strcspn(filename, ":+");
-    if (n >= len) {
-        n = len - 1;
-    }
-    memcpy(buf, filename, n);
-    buf[n] = '\0';
-    return buf;
-}
-
 static size_t count_descs(const struct blk_option_desc *d)
 {
     size_t n = 0;
@@ -56,15 +39,13 @@ struct blk_option_desc *img_create_descs(const char *format, const char *filenam
     const struct blk_option_desc *f = blk_create_options(format), *p = NULL;
     struct blk_option_desc *all;
     size_t n = count_descs(f);
-    char scheme[64];
-    const char *protocol = filename ? protocol_of(filename, scheme, sizeof(scheme)) : NULL;
+    const char *protocol = NULL;
 
     if (!blk_driver_known(format)) {
         blk_err(e, EINVAL, "Unknown file format '%s'", format);
         return NULL;
     }
-    if (protocol && !blk_driver_known(protocol)) {
-        blk_err(e, EINVAL, "Unknown protocol '%s'", protocol);
+    if (filename && !(protocol = blk_protocol_for_name(filename, e))) {
         return NULL;
     }
     if (!f) {

@@ -54,9 +54,10 @@ static void set_info(json_t *o, const char *format, const struct blk_info *i)
     if (i->snapshots && json_array_size(i->snapshots)) {
         json_object_set(o, "snapshots", i->snapshots);
     }
-    if (i->specific) {
+    if (i->specific) {          /* a device has what a file has */
+        const char *type = strcmp(format, "host_device") ? format : "file";
         json_object_set_new(o, "format-specific",
-                            json_pack("{ss, sO}", "type", format, "data", i->specific));
+                            json_pack("{ss, sO}", "type", type, "data", i->specific));
     }
 }
 

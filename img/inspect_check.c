@@ -60,7 +60,6 @@ static struct blk_node *open_scratch(const struct blk_open_args *args, const cha
 
     blk_opts_set(o, "driver", format);
     blk_opts_set(o, "file.driver", "scratch");
-    blk_opts_set(o, "file.file.driver", "file");
     blk_opts_set(o, "file.file.filename", name + (strncmp(name, "file:", 5) ? 0 : 5));
     blk_opts_set(o, "file.file.read-only", "on");
     if (args->flags & BLK_O_SHARE) {

@@ -147,7 +147,7 @@ static int parse_options(struct resize *r, int argc, char **argv)
 
 static int resize_main(int argc, char **argv)
 {
-    struct resize r = { .image.flags = BLK_O_RDWR | BLK_O_RESIZE };
+    struct resize r = { .image.flags = BLK_O_RDWR | BLK_O_RESIZE | BLK_O_EXACT };
     const char *size = NULL;
     int status;
 

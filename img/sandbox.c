@@ -80,9 +80,10 @@ static struct place place_of(const struct img_image *im)
     struct place p = { .local = !img_backing_urls && is_local_driver(im->format) };
 
     if (!im->image_opts && !json) {
-        bool file = !strncmp(im->filename, "file:", 5);
-        p.local = p.local && (file || !blk_has_protocol(im->filename));
-        p.file = im->filename + (file ? 5 : 0);
+        const char *protocol = blk_protocol_for_name(im->filename, NULL);
+        p.local = p.local && protocol && is_local_driver(protocol);
+        p.file = im->filename + (p.local && blk_has_protocol(im->filename)
+                                 ? strlen(protocol) + 1 : 0);
         p.files = 1;
         return p;
     }

@@ -41,6 +41,8 @@ void file_finish(struct blk_req *req, int result)
         result = -ENOTSUP;
     switch (req->op) {
     case BLK_FLUSH:
+        if (result == -EINVAL && f->kind == FILE_CHAR)
+            result = 0;         /* /dev/null and the like keep nothing */
         /* After a failed sync the kernel drops the dirty pages and forgets: only
          * we can keep later flushes from claiming success. */
         if (result < 0 && !f->flush_err)
@@ -255,7 +257,7 @@ static int file_check_aio(const struct blk_node *n, struct blk_opts *o, struct b
 
 static int file_open(struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 {
-    const char *path = file_path(o, e);
+    const char *path = file_path(n, o, e);
     struct file_state *f;
     int ret;
 
@@ -351,12 +353,22 @@ static int file_identity(struct blk_node *n, char *buf, size_t len)
     return 0;
 }
 
-/* Not blk_file: block.h has a function of that name. */
-/* One driver under two names. */
+extern const struct blk_driver blk_file_driver, blk_host_device;
+
+static int device_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
+                         struct blk_error *e)
+{
+    return blk_create_in_place(l, &blk_host_device, o, e);
+}
+
+static const char *const file_schemes[] = { "file", NULL };
+static const char *const device_schemes[] = { "host_device", NULL };
+
+/* One driver under two names, for regular files and for devices. */
 #define FILE_OPS \
     .protocol = true, \
+    .paths = true, \
     .merge = FILE_INLINE_MAX, \
-    .create_opts = file_create_opts, \
     .open = file_open, \
     .lock = file_take_locks, \
     .close = file_close, \
@@ -368,10 +380,23 @@ static int file_identity(struct blk_node *n, char *buf, size_t len)
     .truncate = file_truncate, \
     .allocated_size = file_allocated_size, \
     .length = file_length, \
-    .identity = file_identity, \
-    .create = file_create, \
-    .uncreate = file_uncreate, \
-    .may_create = file_may_create,
+    .identity = file_identity,
 
-const struct blk_driver blk_file_driver = { .name = "file", FILE_OPS };
-const struct blk_driver blk_host_device = { .name = "host_device", FILE_OPS };
+/* Not blk_file: block.h has a function of that name. */
+const struct blk_driver blk_file_driver = {
+    .name = "file",
+    .schemes = file_schemes,
+    .create_opts = file_create_opts,
+    .create = file_create,
+    .uncreate = file_uncreate,
+    .may_create = file_may_create,
+    FILE_OPS
+};
+
+const struct blk_driver blk_host_device = {
+    .name = "host_device",
+    .schemes = device_schemes,
+    .create_opts = blk_in_place_opts,
+    .create = device_create,
+    FILE_OPS
+};

@@ -150,6 +150,6 @@ int file_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
 void file_uncreate(struct blk_opts *o);
 int file_may_create(struct blk_opts *o, struct blk_error *e);
 /* The path in o's "filename"; NULL with *e set. */
-const char *file_path(struct blk_opts *o, struct blk_error *e);
+const char *file_path(const struct blk_node *n, struct blk_opts *o, struct blk_error *e);
 
 #endif

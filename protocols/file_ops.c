@@ -16,12 +16,12 @@
 
 #define FILE_FULL_CHUNK (1u << 20)
 
-const char *file_path(struct blk_opts *o, struct blk_error *e)
+const char *file_path(const struct blk_node *n, struct blk_opts *o, struct blk_error *e)
 {
     const char *s = blk_opts_get(o, "filename");
 
     if (!s || !*s) {
-        blk_err(e, EINVAL, "The 'file' block driver requires a file name");
+        blk_err(e, EINVAL, "The '%s' block driver requires a file name", n->drv->name);
         return NULL;
     }
     return s;
@@ -227,7 +227,7 @@ static int ops_truncate_device(struct blk_node *n, uint64_t size, enum blk_preal
     ret = file_probe_length(f, &now);
     if (ret < 0)
         return blk_err_errno(e, -ret, "Could not get the length of the device");
-    if (size > now && n->oflags & BLK_O_RESIZE)
+    if (size != now && n->oflags & BLK_O_EXACT)
         return blk_err(e, ENOTSUP, "Cannot resize device files");
     if (size > now)
         return blk_err(e, EINVAL, "Cannot grow device files");
@@ -319,26 +319,19 @@ static void ops_apply_hints(int fd, const struct ops_create_opts *c)
 }
 
 /* O_NONBLOCK: a FIFO in the way is an error, not a wait. */
-static int ops_create_fd(const char *path, struct stat *st, struct blk_error *e)
+static int ops_create_fd(const char *path, struct blk_error *e)
 {
     int fd;
 
     do {
         fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, 0644);
     } while (fd < 0 && errno == EINTR);
-    if (fd < 0)
-        return blk_err_errno(e, errno, "Could not create '%s'", path);
-    if (fstat(fd, st) < 0) {
-        int err = errno;
-
-        close(fd);
-        return blk_err_errno(e, err, "Could not stat file '%s'", path);
-    }
-    return fd;
+    return fd < 0 ? blk_err_errno(e, errno, "Could not create '%s'", path) : fd;
 }
 
-static int ops_create_regular(struct blk_loop *l, int fd, const char *path,
-                              const struct ops_create_opts *c, struct blk_error *e)
+/* What has no size to set, a device, is refused. */
+static int ops_create_sized(struct blk_loop *l, int fd, const char *path,
+                            const struct ops_create_opts *c, struct blk_error *e)
 {
     struct ops_resize r = { .fd = fd, .from = 0, .to = c->size, .prealloc = c->prealloc, .e = e };
     struct file_engine *engine;
@@ -363,25 +356,7 @@ static int ops_create_regular(struct blk_loop *l, int fd, const char *path,
     return ret;
 }
 
-/* Devices are not created; they must be there and large enough. */
-static int ops_create_device(int fd, const char *path, const struct stat *st,
-                             const struct ops_create_opts *c, struct blk_error *e)
-{
-    struct file_state f = { .fd = fd, .kind = FILE_BLOCK };
-    uint64_t len = 0;
-    int ret;
-
-    if (!S_ISBLK(st->st_mode) && !S_ISCHR(st->st_mode))
-        return blk_err(e, EINVAL, "'file' driver requires '%s' to be a regular file", path);
-    ret = S_ISBLK(st->st_mode) ? file_probe_length(&f, &len) : 0;
-    if (ret < 0)
-        return blk_err_errno(e, -ret, "Could not get the length of '%s'", path);
-    if (len < c->size)
-        return blk_err(e, EINVAL, "Cannot grow device files");
-    return 0;
-}
-
-/* Only what create() could have made: never a device. */
+/* Only what create() could have made: never a FIFO. */
 void file_uncreate(struct blk_opts *o)
 {
     const char *path = blk_opts_get(o, "filename");
@@ -397,7 +372,7 @@ int file_may_create(struct blk_opts *o, struct blk_error *e)
     struct stat st;
     bool there = path && stat(path, &st) == 0;
     int fd = there && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)
-             ? 0 : ops_create_fd(path ? path : "", &st, e);
+             ? 0 : ops_create_fd(path ? path : "", e);
 
     if (fd > 0) {
         close(fd);
@@ -412,7 +387,6 @@ int file_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
 {
     const char *path = blk_opts_get(o, "filename");
     struct ops_create_opts c;
-    struct stat st;
     int fd, ret;
 
     if (!path)
@@ -421,13 +395,10 @@ int file_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
     if (ret < 0)
         return ret;
     blk_survive(SIGXFSZ);
-    fd = ops_create_fd(path, &st, e);
+    fd = ops_create_fd(path, e);
     if (fd < 0)
         return fd;
-    if (S_ISREG(st.st_mode))
-        ret = ops_create_regular(l, fd, path, &c, e);
-    else
-        ret = ops_create_device(fd, path, &st, &c, e);
+    ret = ops_create_sized(l, fd, path, &c, e);
     if (close(fd) < 0 && ret == 0)
         ret = blk_err_errno(e, errno, "Could not close the new file");
     return ret;

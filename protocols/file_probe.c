@@ -59,21 +59,17 @@ static int probe_open_fd(const char *path, int flags, struct blk_error *e)
 static int probe_kind(struct file_state *f, const struct stat *st, const char *path,
                       const char *driver, struct blk_error *e)
 {
-    uint64_t len;
     bool host = !strcmp(driver, "host_device");
 
     if (S_ISREG(st->st_mode) && !host)
         f->kind = FILE_REGULAR;
-    else if (S_ISBLK(st->st_mode))
+    else if (S_ISBLK(st->st_mode) && host)
         f->kind = FILE_BLOCK;
-    else if (S_ISCHR(st->st_mode))
+    else if (S_ISCHR(st->st_mode) && host)
         f->kind = FILE_CHAR;
     else
         return blk_err(e, EINVAL, "'%s' driver requires '%s' to be %s", driver, path,
                        host ? "either a character or block device" : "a regular file");
-    /* /dev/zero and the like have no end: nothing an image could be in. */
-    if (f->kind == FILE_CHAR && (file_probe_length(f, &len) < 0 || len == 0))
-        return blk_err(e, EINVAL, "'%s' is a character device without a length", path);
     return 0;
 }
 
@@ -190,18 +186,23 @@ static bool probe_statx(int fd, uint32_t *req, uint32_t *mem)
 #endif
 }
 
-static void probe_direct(const struct file_state *f, uint32_t *req, uint32_t *mem)
+/* Of a block device; 0: not known. */
+static uint32_t probe_sector(const struct file_state *f)
 {
     int ssz = 0;
+    bool known = f->kind == FILE_BLOCK && ioctl(f->fd, BLKSSZGET, &ssz) == 0 && ssz > 0 &&
+                 probe_pow2((uint32_t)ssz);
 
+    return known ? (uint32_t)ssz : 0;
+}
+
+static void probe_direct(const struct file_state *f, uint32_t *req, uint32_t *mem)
+{
     if (probe_statx(f->fd, req, mem))
         return;
-    if (f->kind == FILE_BLOCK && ioctl(f->fd, BLKSSZGET, &ssz) == 0 && ssz > 0 &&
-        probe_pow2((uint32_t)ssz)) {
-        *req = *mem = (uint32_t)ssz;
-        return;
-    }
-    probe_by_reading(f->fd, req, mem);
+    *req = *mem = probe_sector(f);
+    if (!*req)
+        probe_by_reading(f->fd, req, mem);
 }
 
 /* ---- limits ---------------------------------------------------------------------------- */
@@ -224,7 +225,9 @@ int file_probe_limits(struct blk_node *n, struct file_state *f, const char *path
     n->can_zero = f->kind == FILE_CHAR ? BLK_CAP_EMULATED : BLK_CAP_NATIVE;
     n->can_discard = f->kind == FILE_CHAR ? BLK_CAP_NONE : BLK_CAP_NATIVE;
     n->can_fua = BLK_CAP_EMULATED;
-    if (f->kind == FILE_BLOCK)
-        n->limits.zero_align = n->limits.discard_align = 512;
+    if (f->kind == FILE_BLOCK) {
+        n->limits.discard_align = 512;
+        n->limits.zero_align = BLK_MAX(probe_sector(f), 512u);
+    }
     return 0;
 }

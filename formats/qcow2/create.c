@@ -450,6 +450,9 @@ static int create_data_file(struct create *c, struct blk_loop *l, struct blk_opt
         return err;
     }
     err = blk_truncate(data, c->h.size, true, BLK_PREALLOC_OFF, e);
+    if (err) {
+        blk_error_prefix(e, "Could not resize image: ");
+    }
     int r = blk_close(data, err ? NULL : e);
     return err ? err : r;
 }

@@ -317,6 +317,7 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
     }
     q->n = n;
     q->file = q->data = n->file;        /* see qcow2_data_open() */
+    n->file->oflags &= ~(unsigned)BLK_O_EXACT;      /* what is resized is the image */
     q->writable = !n->read_only;
     n->state = q;
     err = qcow2_header_read(q, e);

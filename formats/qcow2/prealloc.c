@@ -49,6 +49,17 @@ static int take_last(struct qcow2 *q, uint64_t guest, uint64_t from, uint64_t en
     return err;
 }
 
+static int resize_data(struct qcow2 *q, uint64_t size, enum blk_prealloc p, struct blk_error *e)
+{
+    bool mapped = p == BLK_PREALLOC_METADATA;
+    int err = blk_truncate(q->data, size, false, mapped ? BLK_PREALLOC_OFF : p, e);
+
+    if (err && !mapped && !qcow2_external(q)) {
+        blk_error_prefix(e, "Failed to resize underlying file: ");
+    }
+    return err;
+}
+
 static int prealloc_mapped(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prealloc p,
                            struct blk_error *e)
 {
@@ -65,11 +76,11 @@ static int prealloc_mapped(struct qcow2 *q, uint64_t from, uint64_t to, enum blk
             host_end = used;    /* subclusters that no guest byte lies in need not be there */
         }
     }
-    if (!err && qcow2_external(q)) {
-        err = qcow2_data_resize(q, blk_align_up(to, q->cluster_size), p, e);
-    } else if (!err && host_end > q->data->size) {
-        err = blk_truncate(q->data, host_end, false,
-                           p == BLK_PREALLOC_METADATA ? BLK_PREALLOC_OFF : p, e);
+    if (qcow2_external(q)) {
+        host_end = blk_align_up(to, q->cluster_size);
+    }
+    if (!err && host_end > q->data->size) {
+        err = resize_data(q, host_end, p, e);
     }
     return err;
 }
@@ -129,10 +140,7 @@ static int prealloc_area(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_p
     }
     err = qcow2_settle(q);
     if (!err) {
-        err = blk_truncate(q->data, host + (n << q->h.cluster_bits), false, p, e);
-        if (err) {
-            blk_error_prefix(e, "Failed to resize underlying file: ");
-        }
+        err = resize_data(q, host + (n << q->h.cluster_bits), p, e);
     }
     err = err ? err : copy_part(q, first, host, from - first);
     if (err) {
@@ -154,7 +162,10 @@ int qcow2_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum blk_prea
                       struct blk_error *e)
 {
     bool area = qcow2_preallocates_area(q, p);
-    int err = area ? prealloc_area(q, from, to, p, e) : prealloc_mapped(q, from, to, p, e);
+    /* Storage that cannot grow has its space already, but may not know of preallocation. */
+    bool asked = !q->file->can_grow && !qcow2_external(q);
+    int err = asked ? resize_data(q, q->data->size, p, e) : 0;
 
+    err = err ? err : area ? prealloc_area(q, from, to, p, e) : prealloc_mapped(q, from, to, p, e);
     return err ? blk_err_errno(e, -err, "Could not preallocate clusters") : 0;
 }

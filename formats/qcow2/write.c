@@ -591,9 +591,11 @@ static int map_run(struct qcow2 *q, uint64_t guest, uint64_t to, uint64_t *done,
     err = alloc_plan(&a, 0, qcow2_clusters(q, to - guest));
     if (!err && a.clusters && !a.in_place) {
         err = alloc_place(&a);
-        if (!err && qcow2_external(q)) {
+        bool dirty = !a.space.fresh && !q->wide;
+        /* What a device does not have is not zeroed; it refuses when all is mapped. */
+        if (!err && (qcow2_external(q) || (dirty && !q->data->can_grow))) {
             err = qcow2_data_clear(q, a.space.offset, a.space.clusters << q->h.cluster_bits);
-        } else if (!err && !a.space.fresh && !q->wide) {
+        } else if (!err && dirty) {
             err = co_write_zeroes(q->data, a.space.offset,
                                   a.space.clusters << q->h.cluster_bits, BLK_REQ_MAY_UNMAP);
         }

@@ -281,7 +281,7 @@ static int iscsi_truncate(struct blk_node *n, uint64_t size, bool shrink, enum b
     if (ret < 0)
         return blk_err_errno(e, -ret, "Could not read the capacity of '%s'", n->shown);
     n->size = now;
-    if (size > now && n->oflags & BLK_O_RESIZE)
+    if (size != now && n->oflags & BLK_O_EXACT)
         return blk_err(e, ENOTSUP, "Cannot resize iSCSI devices");
     if (size > now)
         return blk_err(e, EINVAL, "Cannot grow iSCSI devices");
@@ -302,27 +302,22 @@ static int iscsi_info(struct blk_node *n, struct blk_info *out, struct blk_error
     return 0;
 }
 
+extern const struct blk_driver blk_iscsi;
+
 static int iscsi_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
                         struct blk_error *e)
 {
-    return blk_create_in_place(l, o, "Cannot grow iSCSI devices", e);
+    return blk_create_in_place(l, &blk_iscsi, o, e);
 }
-
-static const struct blk_option_desc iscsi_create_opts[] = {
-    { "size", BLK_OPT_SIZE, "Virtual disk size", NULL },
-    { "preallocation", BLK_OPT_STRING, "Preallocation mode (allowed values: off)", NULL },
-    { NULL, BLK_OPT_STRING, NULL, NULL },
-};
 
 static const char *const iscsi_schemes[] = { "iscsi", NULL };
 
-extern const struct blk_driver blk_iscsi;
 const struct blk_driver blk_iscsi = {
     .name = "iscsi",
     .protocol = true,
     .merge = 32768,
     .schemes = iscsi_schemes,
-    .create_opts = iscsi_create_opts,
+    .create_opts = blk_in_place_opts,
     .open = iscsi_open,
     .close = iscsi_close,
     .submit = iscsi_submit,

@@ -316,6 +316,7 @@ static int config_options(struct nbdc_config *c, struct blk_opts *o, struct blk_
 int nbdc_config_get(struct nbdc_config *c, struct blk_opts *o, struct blk_error *e)
 {
     const char *name = blk_opts_get(o, "filename");
+    bool option = blk_opts_has(o, "driver");    /* that is what says NBD, not the name */
     int r = 0;
 
     *c = (struct nbdc_config){ .port = NBDC_PORT, .tls_verify = true };
@@ -323,6 +324,8 @@ int nbdc_config_get(struct nbdc_config *c, struct blk_opts *o, struct blk_error 
         r = config_url(c, name, o, e);
     else if (name && !strncmp(name, "nbd:", 4))
         r = config_old_name(c, name, e);
+    else if (name && !option)
+        r = blk_err(e, EINVAL, "File name string for NBD must start with 'nbd:'");
     r = r ? r : config_options(c, o, e);
     if (!r && !c->host[0] && !c->path[0] && !c->vsock)
         r = blk_err(e, EINVAL, "NBD server address missing");

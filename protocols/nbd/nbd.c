@@ -314,9 +314,7 @@ static int nbdc_length(struct blk_node *n, uint64_t *out)
 static int nbdc_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_prealloc p,
                          struct blk_error *e)
 {
-    if (p != BLK_PREALLOC_OFF)
-        return blk_err(e, ENOTSUP, "Preallocation is not supported for NBD");
-    if (size != n->size && n->oflags & BLK_O_RESIZE)
+    if (size != n->size && n->oflags & BLK_O_EXACT)
         return blk_err(e, ENOTSUP, "Cannot resize NBD nodes");
     return size > n->size ? blk_err(e, EINVAL, "Cannot grow NBD nodes") : 0;
 }
@@ -330,27 +328,22 @@ static int nbdc_identity(struct blk_node *n, char *buf, size_t len)
     return snprintf(buf, len, "nbd:%s/%s", address, d->cfg.export) < (int)len ? 0 : -E2BIG;
 }
 
+extern const struct blk_driver blk_nbd;
+
 static int nbdc_create(struct blk_loop *l, struct blk_node *file, struct blk_opts *o,
                        struct blk_error *e)
 {
-    return blk_create_in_place(l, o, "Cannot grow NBD nodes", e);
+    return blk_create_in_place(l, &blk_nbd, o, e);
 }
-
-static const struct blk_option_desc nbdc_create_opts[] = {
-    { "size", BLK_OPT_SIZE, "Virtual disk size", NULL },
-    { "preallocation", BLK_OPT_STRING, "Preallocation mode (allowed values: off)", NULL },
-    { NULL, BLK_OPT_STRING, NULL, NULL },
-};
 
 static const char *const nbdc_schemes[] = { "nbd", "nbds", "nbd+unix", "nbds+unix", NULL };
 
-extern const struct blk_driver blk_nbd;
 const struct blk_driver blk_nbd = {
     .name = "nbd",
     .protocol = true,
     .merge = 32768,
     .schemes = nbdc_schemes,
-    .create_opts = nbdc_create_opts,
+    .create_opts = blk_in_place_opts,
     .open = nbdc_open,
     .close = nbdc_close,
     .submit = nbdc_submit,

@@ -523,7 +523,7 @@ for fmt in (b"raw", b"qcow2", None):
     a75("a directory", make_directory, fmt)
 
 
-@case("A75 the image itself is a FIFO, /dev/zero, a directory: refused, no hang")
+@case("A75 the image itself is a FIFO, /dev/zero (no bytes), a directory: an error, no hang")
 def a75_itself(t):
     os.mkfifo(t.path("fifo"))
     for path in (t.path("fifo"), "/dev/zero", t.tmp):
@@ -531,7 +531,8 @@ def a75_itself(t):
             for fmt in ("qcow2", "raw"):
                 words = ["-f", fmt] + (["-r"] if ro else []) + ["-c", "read 0 512", path]
                 r = t.run(IO, *words)
-                t.expect(r.rc == 1 and os.path.basename(path) in r.err, "%s" % r)
+                t.expect(r.rc == 1 and (os.path.basename(path) in r.err or
+                                        "read failed" in r.out), "%s" % r)
 
 
 for size, label in ((300000 // 512 * 512, "shorter"), (4 * MIB, "longer"),

@@ -50,7 +50,7 @@ create()
 {
     run 0 "$IO" -f raw -c 'write -P 9 0 64k' "$(iscsi_url $D 1)" &&
         run 0 "$IMG" create -f raw "$(iscsi_url $D 1)" 10M &&
-        run 0 "$IO" -f raw -c 'read -P 0 0 4k' "$(iscsi_url $D 1)" &&
+        run 0 "$IO" -f raw -c 'read -P 0 0 512' "$(iscsi_url $D 1)" &&
         run 1 "$IMG" create -f raw "$(iscsi_url $D 1)" 65M && grep -q 'Cannot grow' "$T/out" &&
         run 1 "$IMG" resize -f raw "$(iscsi_url $D 1)" 65M && grep -q 'Cannot' "$T/out"
 }

@@ -47,7 +47,7 @@ create()
 {
     run 0 "$IO" -f raw -c 'write -P 9 0 64k' "$(nbd_url)" &&
         run 0 "$IMG" create -f raw "$(nbd_url)" 10M &&
-        run 0 "$IO" -f raw -c 'read -P 0 0 4k' "$(nbd_url)" &&
+        run 0 "$IO" -f raw -c 'read -P 0 0 512' "$(nbd_url)" &&
         run 0 "$IMG" create -f qcow2 "$(nbd_url)" 1G &&
         run 0 "$IO" -f qcow2 -c 'write -P 6 900M 8M' -c 'write -P 7 0 100k' -c flush \
             "$(nbd_url)" && run 0 "$IMG" check "$(nbd_url)" &&
