@@ -108,7 +108,7 @@ int blk_secret_get_text(const char *id, const char **text, struct blk_error *e)
     const uint8_t *data;
     size_t len;
     int err = blk_secret_get(id, &data, &len, e);
-    if (!err && !utf8_valid(data, len)) {
+    if (!err && (memchr(data, 0, len) || !utf8_valid(data, len))) {
         err = blk_err(e, EINVAL, "Data from secret %s is not valid UTF-8", id);
     }
     if (!err) {
