@@ -130,6 +130,11 @@ const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_er
 /* Is there a driver for a name "scheme:..."?  Loads nothing. */
 bool blk_scheme_known(const char *name);
 
+/* inner.c: a format that an image names: formats and plain files, nothing that it should not
+ * be able to load or put in between.  And storage: no /dev/zero or its like. */
+int blk_check_inner_format(const char *format, struct blk_error *e);
+int blk_check_inner_storage(const struct blk_node *n, struct blk_error *e);
+
 /* node.c: the image that filters on top of it pass on. */
 struct blk_node *blk_unfiltered(struct blk_node *n);
 

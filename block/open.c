@@ -189,14 +189,6 @@ static const char *node_identity(struct blk_node *n)
     return n->identity ? n->identity : "";
 }
 
-/* No image names /dev/zero or its like for a good reason. */
-static int check_inner_storage(const struct blk_node *n, struct blk_error *e)
-{
-    bool device = !strcmp(n->drv->name, "host_device");
-    return device && !n->size ? blk_err(e, EINVAL, "'%s' is a device without a length", n->shown)
-                              : 0;
-}
-
 static int check_loop(struct blk_node *above, struct blk_node *below, struct blk_error *e)
 {
     const char *mine = node_identity(below);
@@ -407,7 +399,7 @@ static int open_layer(struct blk_loop *l, const char *filename, const char *form
         err = blk_err(e, -common, "%s", later.text);
     }
     if (!err && place->above) {
-        err = check_inner_storage(file, e);
+        err = blk_check_inner_storage(file, e);
         err = err ? err : check_loop(place->above, file, e);
     }
     if (!err && (file->drv->protocol || file->drv->filter)) {       /* an image has its locks */
@@ -439,45 +431,6 @@ static int open_whole_layer(struct blk_loop *l, const char *filename, const char
 }
 
 /* ---- the backing chain --------------------------------------------------------------------- */
-
-bool blk_inner_name_allowed(const char *list, const char *name)
-{
-    size_t len = strcspn(name, ":+");
-    /* What nobody knows leads nowhere: that is said when it is opened. */
-    if (!blk_has_protocol(name) || !strncmp(name, "file:", 5) || !blk_scheme_known(name)) {
-        return true;
-    }
-    for (const char *p = list ? list : ""; *p; p += strcspn(p, ",:"), p += *p != 0) {
-        size_t plen = strcspn(p, ",:");
-        if ((plen == 3 && !strncmp(p, "all", 3)) || (plen == len && !strncmp(p, name, len))) {
-            return true;
-        }
-    }
-    return false;
-}
-
-int blk_check_inner_name(const struct blk_node *n, const char *name, struct blk_error *e)
-{
-    if (blk_inner_name_allowed(n->backing_urls, name)) {
-        return 0;
-    }
-    char *shown = blk_redact(name);
-    blk_err(e, EACCES, "%s: file name '%.200s' inside the image is not a plain path; "
-            "allow its protocol to use it", n->shown, shown ? shown : "");
-    free(shown);
-    return -EACCES;
-}
-
-/* A format named inside an image: formats and plain files, nothing that an image
- * should not be able to load or put in between. */
-static int check_inner_format(const char *format, struct blk_error *e)
-{
-    const struct blk_driver *d = format ? blk_driver_built_in(format) : NULL;
-    if (!format || (d && !d->filter && (!d->protocol || d->identity))) {
-        return 0;
-    }
-    return blk_err(e, EINVAL, "Unknown driver '%s'", format);
-}
 
 static bool is_backing_key(const char *key)
 {
@@ -522,7 +475,7 @@ static int open_backing(struct blk_node *n, struct blk_opts *o, unsigned more,
     if (!err) {
         struct layer_place place = { n, n->backing_urls, false, false };
         leave_backing(o);
-        err = check_inner_format(format, e);
+        err = blk_check_inner_format(format, e);
         err = err ? err : open_whole_layer(n->loop, name, format, o, flags, &place, &b, e);
         if (err) {
             /* The name once: some texts have it, the hint of a lock has it. */
@@ -746,7 +699,7 @@ static int open_named(struct blk_node *n, const char *full, struct blk_opts *o,
     struct layer_place place = { NULL, n->backing_urls, false, false };
     int err = open_storage(n->loop, full, o, below_flags(n->oflags), &place, out, e);
 
-    if (!err && ((err = check_inner_storage(*out, e)) || (err = blk_lock_storage(*out, use, e)))) {
+    if (!err && ((err = blk_check_inner_storage(*out, e)) || (err = blk_lock_storage(*out, use, e)))) {
         blk_close(*out, NULL);
         *out = NULL;
     }

@@ -42,7 +42,7 @@ static void prefix_goes_in_front(void **state)
 static void long_text_is_cut_visibly(void **state)
 {
     struct blk_error e = BLK_ERROR_INIT;
-    char big[3000];
+    char big[9000];
     memset(big, 'x', sizeof(big) - 1);
     big[sizeof(big) - 1] = 0;
     blk_err(&e, EIO, "%s", big);
@@ -58,7 +58,7 @@ static void long_text_is_cut_visibly(void **state)
 static void cut_leaves_whole_utf8(void **state)
 {
     struct blk_error e = BLK_ERROR_INIT;
-    char big[3000];
+    char big[9000];
     for (size_t i = 0; i < sizeof(big) - 3; i += 3)
         memcpy(big + i, "\xe2\x82\xac", 4);
     for (int shift = 0; shift < 3; shift++) {
