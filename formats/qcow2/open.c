@@ -25,7 +25,7 @@ static int qcow2_probe(const uint8_t *buf, size_t len)
 
 /* ---- options: QEMU's names ---------------------------------------------------------- */
 
-/* Accepted; our behaviour fits both values. */
+/* Most are accepted: our behaviour fits both values. */
 static int read_flags(struct qcow2 *q, struct blk_opts *o, struct blk_error *e)
 {
     static const char *const flags[] = {
@@ -35,10 +35,10 @@ static int read_flags(struct qcow2 *q, struct blk_opts *o, struct blk_error *e)
         "overlap-check.snapshot-table", "overlap-check.inactive-l1", "overlap-check.inactive-l2",
         "overlap-check.bitmap-directory",
     };
-    bool b, lazy = false, keep = false;
+    bool b, lazy = false;
     int err = blk_opts_get_bool(o, "lazy-refcounts", &lazy, e);
 
-    err = err ? err : blk_opts_get_bool(o, "discard-no-unref", &keep, e);
+    err = err ? err : blk_opts_get_bool(o, "discard-no-unref", &q->no_unref, e);
     for (size_t i = 0; !err && i < BLK_ARRAY_SIZE(flags); i++) {
         err = blk_opts_get_bool(o, flags[i], &b, e);
     }
@@ -46,9 +46,8 @@ static int read_flags(struct qcow2 *q, struct blk_opts *o, struct blk_error *e)
         err = blk_err(e, EINVAL, "Lazy refcounts require a qcow2 image with at least qemu 1.1 "
                       "compatibility level");
     }
-    if (!err && keep && q->h.version < 3) {
-        err = blk_err(e, EINVAL, "discard-no-unref requires a qcow2 image with at least qemu 1.1 "
-                      "compatibility level");
+    if (!err && q->no_unref && q->h.version < 3) {
+        err = blk_err(e, EINVAL, "discard-no-unref is only supported since qcow2 version 3");
     }
     return err;
 }

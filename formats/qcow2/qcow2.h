@@ -162,6 +162,7 @@ struct qcow2 {
     struct qcow2_header h;
     uint32_t cluster_size, l2_bits, slice_bits; /* entries: 1 << bits */
     unsigned wide;                          /* 1: extended L2, an entry is two words */
+    bool no_unref;                          /* what is discarded keeps its cluster */
     /* A cluster is 1 << sub_bits subclusters, each allocated or not by itself; without
      * extended L2 it is one. */
     uint32_t sub_bits, sub_shift, sub_size; /* log2 of their bytes, and these */

@@ -8,7 +8,8 @@
  *  - The core hands over whole clusters to discard and whole subclusters to zero (the
  *    image's last one may be partial); less than that goes through zero_part.
  *  - Host clusters are freed through qcow2_free_entry_later(): counted down and
- *    punched only when the removal of their pointer is durable.
+ *    punched only when the removal of their pointer is durable.  With discard-no-unref they
+ *    are kept, and punched at once: what a crash brings back of them may be zeros.
  */
 #include "formats/qcow2/qcow2.h"
 #include <errno.h>
@@ -27,6 +28,7 @@ struct wiping {
     enum wipe how;
     bool explicit;      /* as if a backing file held data everywhere */
     struct qcow2_slice *s;
+    uint64_t hole, hole_len;    /* in q->file: kept, to be punched */
 };
 
 struct l2_entry {
@@ -59,7 +61,7 @@ static int wiped_cluster(const struct wiping *w, struct l2_entry *x)
     if (w->how == WIPE_DISCARD && !there && !q->n->backing) {
         return 0;
     }
-    uint64_t keep = w->how == WIPE_ZERO_KEEP && host ? x->entry : 0;
+    uint64_t keep = (w->how == WIPE_ZERO_KEEP || q->no_unref) && host ? x->entry : 0;
     x->entry = q->wide ? keep : keep | QCOW2_ZERO;
     x->map = q->wide ? QCOW2_MAP_ZEROS : 0;
     return 0;
@@ -76,8 +78,31 @@ static int wiped_part(struct l2_entry *x, unsigned first, unsigned end)
     return 0;
 }
 
+static void punch(struct wiping *w)
+{
+    if (w->hole_len) {
+        co_discard(w->q->file, w->hole, w->hole_len);       /* a gift, not a duty */
+    }
+    w->hole_len = 0;
+}
+
+/* The cluster of an entry that stays is this image's alone and holds nothing any more. */
+static void punch_kept(struct wiping *w, uint64_t entry)
+{
+    uint64_t at = entry & QCOW2_OFFSET_MASK;
+
+    if (!(entry & QCOW2_COPIED) || qcow2_external(w->q)) {
+        return;
+    }
+    if (at != w->hole + w->hole_len) {
+        punch(w);
+        w->hole = at;
+    }
+    w->hole_len += w->q->cluster_size;
+}
+
 /* Guest bytes [off, end) of one cluster, whole subclusters; its entry is in w->s. */
-static int wipe_entry(const struct wiping *w, uint64_t off, uint64_t end)
+static int wipe_entry(struct wiping *w, uint64_t off, uint64_t end)
 {
     struct qcow2 *q = w->q;
     unsigned i = qcow2_entry_index(q, off), per = 1u << q->sub_bits;
@@ -94,6 +119,8 @@ static int wipe_entry(const struct wiping *w, uint64_t off, uint64_t end)
     qcow2_slice_dirty(q, w->s);
     if ((new.entry ^ old.entry) & QCOW2_OFFSET_MASK || old.entry & QCOW2_COMPRESSED) {
         qcow2_free_entry_later(q, old.entry);
+    } else if (q->no_unref && w->how != WIPE_ZERO_KEEP && n == per) {
+        punch_kept(w, new.entry);
     }
     return 0;
 }
@@ -131,6 +158,7 @@ static int wipe_slice(struct wiping *w, uint64_t off, uint64_t end)
         off = stop;
     }
     qcow2_slice_put(w->s);
+    punch(w);
     return err;
 }
 

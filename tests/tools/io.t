@@ -87,9 +87,29 @@ def copied_once():
     ok(rest.returncode == 0, "and the copies are right", rest)
 
 
+def kept_clusters():
+    """discard-no-unref makes holes of clusters that it keeps; a snapshot's stay (QEMU's do not)."""
+    must(QEMU_IMG, "create", "-q", "-f", "qcow2", "kept.qcow2", "1M")
+    must(QEMU_IO, "-f", "qcow2", "-c", "write -P 7 0 512k", "kept.qcow2")
+    must(QEMU_IMG, "snapshot", "-c", "s", "kept.qcow2")
+    must(QEMU_IO, "-f", "qcow2", "-c", "write -P 8 256k 256k", "kept.qcow2")
+    full = os.stat("kept.qcow2").st_blocks
+    must(IO, "--image-opts", "-c", "discard 0 512k",
+         "driver=qcow2,discard-no-unref=on,file.filename=kept.qcow2")
+    ok(full - os.stat("kept.qcow2").st_blocks == 512, "discard-no-unref: what is nobody else's "
+       "becomes a hole", full, os.stat("kept.qcow2").st_blocks)
+    now = run(QEMU_IO, "-f", "qcow2", "-c", "read -P 0 0 1M", "kept.qcow2")
+    must(QEMU_IMG, "snapshot", "-a", "s", "kept.qcow2")
+    then = run(QEMU_IO, "-f", "qcow2", "-c", "read -P 7 0 512k", "kept.qcow2")
+    ok(now.returncode == then.returncode == 0 and "failed" not in now.stdout + then.stdout and
+       run(QEMU_IMG, "check", "kept.qcow2").returncode == 0,
+       "and the snapshot has its data", now, then)
+
+
 enter_place("io")
 for title, commands in SCRIPTS:
     compare(title, commands)
 own()
 copied_once()
+kept_clusters()
 finish()
