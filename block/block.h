@@ -147,7 +147,7 @@ void blk_url_free(struct blk_url *u);
 char *blk_redact(const char *name);
 /* Does this name start with PROTOCOL: (json: included)?  Plain paths do not. */
 bool blk_has_protocol(const char *name);
-/* The name of the protocol driver for a file name; NULL with *e set. */
+/* The name of the protocol driver or filter for a file name; NULL with *e set. */
 const char *blk_protocol_for_name(const char *filename, struct blk_error *e);
 /* May an image name this file?  list: protocols, see blk_open_args.backing_urls; any
  * thread. */

@@ -276,7 +276,8 @@ const struct blk_driver *blk_driver_for_name(const char *filename, struct blk_er
 
 const char *blk_protocol_for_name(const char *filename, struct blk_error *e)
 {
-    const struct blk_driver *d = blk_driver_for_name(filename, e);
+    const struct blk_driver *d = blk_driver_filter_for(filename);
+    d = d ? d : blk_driver_for_name(filename, e);
     return d ? d->name : NULL;
 }
 

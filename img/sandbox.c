@@ -20,6 +20,11 @@
 
 /* ---- is it local? ----------------------------------------------------------------- */
 
+static bool is_path_driver(const char *driver)
+{
+    return !strcmp(driver, "file") || !strcmp(driver, "host_device");
+}
+
 /* A protocol's module is loaded when it is used: not behind walls.  The filter logwrites
  * makes files. */
 static bool is_local_driver(const char *driver)
@@ -29,8 +34,7 @@ static bool is_local_driver(const char *driver)
 
     for (size_t i = 0; driver && (name = blk_driver_at(i, &protocol, NULL)); i++) {
         if (!strcmp(name, driver)) {
-            return protocol ? !strcmp(name, "file") || !strcmp(name, "host_device")
-                            : strcmp(name, "logwrites");
+            return protocol ? is_path_driver(name) : strcmp(name, "logwrites");
         }
     }
     return true;
@@ -81,9 +85,9 @@ static struct place place_of(const struct img_image *im)
 
     if (!im->image_opts && !json) {
         const char *protocol = blk_protocol_for_name(im->filename, NULL);
-        p.local = p.local && protocol && is_local_driver(protocol);
-        p.file = im->filename + (p.local && blk_has_protocol(im->filename)
-                                 ? strlen(protocol) + 1 : 0);
+        bool path = protocol && is_path_driver(protocol);
+        p.local = p.local && path;
+        p.file = im->filename + (path && blk_has_protocol(im->filename) ? strlen(protocol) + 1 : 0);
         p.files = 1;
         return p;
     }
