@@ -14,7 +14,7 @@ build="gcc libc6-dev make pkg-config acpica-tools
 tests="libcmocka-dev perl python3 e2fsprogs busybox-static cpio kmod procps
        util-linux mount strace ca-certificates tgt nfs-ganesha nfs-ganesha-vfs rpcbind iproute2
        glusterfs-server groff-base nbdkit nginx-light gnutls-bin
-       python3-pyftpdlib python3-openssl"
+       python3-pyftpdlib python3-openssl python3-libqcow python3-libvhdi python3-libvmdk 7zip"
 
 missing()
 {
