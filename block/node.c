@@ -400,7 +400,8 @@ static int change_backing_fiber(void *arg)
 int blk_change_backing(struct blk_node *n, const char *name, const char *format,
                        struct blk_error *e)
 {
-    struct layer_args a = { n = blk_unfiltered(n), name, format, e };
+    n = blk_unfiltered(n);
+    struct layer_args a = { n, name, format, e };
     if (!n->drv->change_backing) {
         return blk_err(e, ENOTSUP, "Operation not supported");
     }

@@ -41,7 +41,7 @@ static int status_at(const struct convert *c, struct blk_node *node, uint64_t of
     int ret = c->has_backing ? co_status(node, off, len, st)
                              : co_status_above(node, NULL, off, len, st);
 
-    if (c->has_backing && below && off >= blk_size(below) && !(st->flags & BLK_ST_ALLOCATED)) {
+    if (!ret && c->has_backing && below && off >= blk_size(below) && !(st->flags & BLK_ST_ALLOCATED)) {
         st->flags |= BLK_ST_ZERO;
     }
     return ret;

@@ -114,11 +114,14 @@ static int make_output(struct args *a)
     return a->c.dst ? 0 : -EIO;
 }
 
+#define COPY_MAX    (2u << 20)      /* however large bs is */
+
 /* Of a disk that is failing all that can be read counts: as in qemu-img the blocks before the
  * first that cannot are in the output.  What is done is done from the start on. */
 static void copy_blocks(struct args *a)
 {
-    uint64_t bs = BLK_MIN(a->bs, a->c.total), at = a->c.done / bs * bs, len;
+    uint64_t bs = BLK_MIN(BLK_MIN(a->bs, a->c.total), (uint64_t)COPY_MAX);
+    uint64_t at = a->c.done / bs * bs, len;
     uint8_t *buf = blk_buf_alloc(bs);
 
     for (; buf && at < a->c.total; at += len) {
