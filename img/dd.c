@@ -114,20 +114,36 @@ static int make_output(struct args *a)
     return a->c.dst ? 0 : -EIO;
 }
 
-#define COPY_MAX    (2u << 20)      /* however large bs is */
+#define COPY_MAX    (2u << 20)      /* bytes in memory, however large bs is */
+
+/* Reads [at, at + len) of the output's bytes by way of buf (COPY_MAX bytes) and, if so told,
+ * writes them. */
+static int copy_range(struct args *a, uint8_t *buf, uint64_t at, uint64_t len, bool write)
+{
+    int ret = 0;
+
+    for (uint64_t n; ret == 0 && len; at += n, len -= n) {
+        n = BLK_MIN(len, (uint64_t)COPY_MAX);
+        ret = co_read(a->src.node, a->src.skip + at, buf, n);
+        if (ret == 0 && write) {
+            ret = co_write(a->c.dst, at, buf, n, 0);
+        }
+    }
+    return ret;
+}
 
 /* Of a disk that is failing all that can be read counts: as in qemu-img the blocks before the
- * first that cannot are in the output.  What is done is done from the start on. */
+ * first that cannot are in the output, and nothing of that one: what is larger than the buffer
+ * is read before it is copied.  What is done is done from the start on. */
 static void copy_blocks(struct args *a)
 {
-    uint64_t bs = BLK_MIN(BLK_MIN(a->bs, a->c.total), (uint64_t)COPY_MAX);
-    uint64_t at = a->c.done / bs * bs, len;
-    uint8_t *buf = blk_buf_alloc(bs);
+    uint64_t at = a->c.done / a->bs * a->bs, len;
+    uint8_t *buf = blk_buf_alloc(COPY_MAX);
 
     for (; buf && at < a->c.total; at += len) {
-        len = BLK_MIN(bs, a->c.total - at);
-        if (co_read(a->src.node, a->src.skip + at, buf, len) ||
-            co_write(a->c.dst, at, buf, len, 0)) {
+        len = BLK_MIN(a->bs, a->c.total - at);
+        if ((len > COPY_MAX && copy_range(a, buf, at, len, false)) ||
+            copy_range(a, buf, at, len, true)) {
             break;
         }
     }
