@@ -19,6 +19,11 @@
  *    back its old content.
  *  - When a step fails everything taken is dirty again; nothing is lost.
  *  - Without allocations a flush is one sync, with them two.
+ *
+ * Lazy refcounts: the first flush after guest clusters got places marks the image dirty,
+ * durably.  From then on step 1 is left out, and with it a sync, until qcow2_settle() writes
+ * the counts and then clears the bit.  After a crash the counts are made anew from the pointers
+ * (open.c), which are durable as ever.
  */
 #include "formats/qcow2/qcow2.h"
 #include <errno.h>
@@ -34,6 +39,7 @@ struct flush {
     struct qcow2 *q;
     struct qcow2_block **blocks;
     struct qcow2_slice **slices;
+    bool counts;                        /* refcount blocks and table are written, too */
     size_t nblocks, nslices, nl1, nreft;
     uint64_t *l1_at, *reft_at;          /* first entry of each 512-byte piece */
     uint8_t *copy;                      /* blocks, slices, L1, reft: in this order */
@@ -50,15 +56,16 @@ static uint64_t l1_pieces(const struct qcow2 *q)
 static int flush_reserve(struct flush *f)
 {
     struct qcow2 *q = f->q;
-    uint64_t reft = q->reft_dirty_first < q->reft_dirty_end
+    uint64_t reft = f->counts && q->reft_dirty_first < q->reft_dirty_end
                         ? (q->reft_dirty_end - 1) / 64 - q->reft_dirty_first / 64 + 1 : 0;
-    size_t bytes = q->ndirty_blocks * q->cluster_size + q->ndirty_slices * qcow2_slice_bytes(q);
+    uint64_t blocks = f->counts ? q->ndirty_blocks : 0;
+    size_t bytes = blocks * q->cluster_size + q->ndirty_slices * qcow2_slice_bytes(q);
     uint64_t l1 = 0;
 
     for (uint64_t i = 0, n = l1_pieces(q); i < n; i++) {
         l1 += q->l1_dirty[i];
     }
-    f->blocks = calloc(q->ndirty_blocks + 1, sizeof(*f->blocks));
+    f->blocks = calloc(blocks + 1, sizeof(*f->blocks));
     f->slices = calloc(q->ndirty_slices + 1, sizeof(*f->slices));
     f->l1_at = calloc(l1 + 1, sizeof(*f->l1_at));
     f->reft_at = calloc(reft + 1, sizeof(*f->reft_at));
@@ -74,7 +81,7 @@ static void encode_entries(uint8_t *dst, const uint64_t *table, uint64_t first, 
     }
 }
 
-static void flush_take(struct flush *f)
+static uint8_t *take_blocks(struct flush *f)
 {
     struct qcow2 *q = f->q;
     uint8_t *at = f->copy;
@@ -86,6 +93,28 @@ static void flush_take(struct flush *f)
         b->pins++;
         f->blocks[f->nblocks++] = b;
     }
+    q->dirty_blocks = NULL;
+    q->ndirty_blocks = 0;
+    return at;
+}
+
+static void take_reft(struct flush *f, uint8_t *at)
+{
+    struct qcow2 *q = f->q;
+
+    for (uint64_t i = q->reft_dirty_first & ~63ull; i < q->reft_dirty_end; i += 64, at += 512) {
+        encode_entries(at, q->reft, i, q->reft_len);
+        f->reft_at[f->nreft++] = i;
+    }
+    q->reft_dirty_first = UINT64_MAX;
+    q->reft_dirty_end = 0;
+}
+
+static void flush_take(struct flush *f)
+{
+    struct qcow2 *q = f->q;
+    uint8_t *at = f->counts ? take_blocks(f) : f->copy;
+
     for (struct qcow2_slice *s = q->dirty_slices; s; s = s->dirty_next) {
         memcpy(at, s->word, qcow2_slice_bytes(q));
         at += qcow2_slice_bytes(q);
@@ -101,17 +130,12 @@ static void flush_take(struct flush *f)
             f->l1_at[f->nl1++] = i * 64;
         }
     }
-    for (uint64_t i = q->reft_dirty_first & ~63ull; i < q->reft_dirty_end; i += 64) {
-        encode_entries(at, q->reft, i, q->reft_len);
-        at += 512;
-        f->reft_at[f->nreft++] = i;
+    if (f->counts) {
+        take_reft(f, at);
     }
-    q->dirty_blocks = NULL;
     q->dirty_slices = NULL;
-    q->ndirty_blocks = q->ndirty_slices = 0;
+    q->ndirty_slices = 0;
     q->l1_any_dirty = false;
-    q->reft_dirty_first = UINT64_MAX;
-    q->reft_dirty_end = 0;
     f->to_free = q->to_free;
     q->to_free = NULL;
 }
@@ -341,12 +365,32 @@ static int flush_write(struct flush *f, const struct qcow2_space *moved)
     return err ? err : co_flush(q->file);
 }
 
+/* Before the first pointer is written whose cluster is counted late. */
+static int mark_dirty(struct qcow2 *q)
+{
+    int err;
+
+    if (!q->linked || q->h.incompatible & QCOW2_INC_DIRTY) {
+        return 0;
+    }
+    q->h.incompatible |= QCOW2_INC_DIRTY;
+    err = qcow2_header_update(q);
+    if (err) {
+        q->h.incompatible &= ~(uint64_t)QCOW2_INC_DIRTY;
+    }
+    return err;
+}
+
 static int flush_once(struct qcow2 *q)
 {
     struct flush f = { .q = q };
     struct qcow2_space moved = { 0 };
-    int err = reft_make_room(q, &moved);
+    int err = mark_dirty(q);
 
+    f.counts = !qcow2_counts_wait(q);
+    if (!err && f.counts) {
+        err = reft_make_room(q, &moved);
+    }
     if (err) {
         return err;
     }
@@ -385,6 +429,57 @@ int qcow2_flush(struct qcow2 *q)
         q->flush_done = served;
     }
     int err = q->flush_result;
+    co_unlock(&q->flush_lock);
+    return err;
+}
+
+/* All that was counted late is durable. */
+static int mark_clean(struct qcow2 *q)
+{
+    int err = 0;
+
+    co_lock(&q->flush_lock);
+    if (q->lazy && q->h.incompatible & QCOW2_INC_DIRTY && qcow2_clean(q)) {
+        q->linked = false;
+        q->h.incompatible &= ~(uint64_t)QCOW2_INC_DIRTY;
+        err = qcow2_header_update(q);
+        if (err) {
+            q->h.incompatible |= QCOW2_INC_DIRTY;
+        }
+    }
+    co_unlock(&q->flush_lock);
+    return err;
+}
+
+int qcow2_settle(struct qcow2 *q)
+{
+    int err = 0;
+
+    q->settling++;
+    /* A flush frees clusters, whose counts the next one writes. */
+    for (int i = 0; i < 4 && !err && !qcow2_clean(q); i++) {
+        err = qcow2_flush(q);
+    }
+    err = err ? err : mark_clean(q);
+    q->settling--;
+    return err;
+}
+
+int qcow2_counts_write(struct qcow2 *q)
+{
+    struct flush f = { .q = q, .counts = true };
+    int err;
+
+    co_lock(&q->flush_lock);
+    err = flush_reserve(&f);
+    if (!err) {
+        take_blocks(&f);
+        err = write_blocks(&f);
+        if (err) {
+            flush_untake(&f);
+        }
+    }
+    flush_release(&f);
     co_unlock(&q->flush_lock);
     return err;
 }

@@ -107,7 +107,8 @@ static int table_make(struct qcow2 *q, uint64_t l1)
     if (err) {
         return err;
     }
-    err = fill_cluster(q, old, at.offset);
+    err = q->lazy ? qcow2_counts_write(q) : 0;  /* as QEMU: only data clusters are counted late */
+    err = err ? err : fill_cluster(q, old, at.offset);
     if (!err) {
         err = qcow2_meta_add(q, at.offset, 1);
     }

@@ -26,7 +26,7 @@ static int qcow2_probe(const uint8_t *buf, size_t len)
 /* ---- options: QEMU's names ---------------------------------------------------------- */
 
 /* Most are accepted: our behaviour fits both values. */
-static int read_flags(struct qcow2 *q, struct blk_opts *o, struct blk_error *e)
+static int read_flags(struct qcow2 *q, struct blk_opts *o, bool *lazy, struct blk_error *e)
 {
     static const char *const flags[] = {
         "pass-discard-request", "pass-discard-snapshot", "pass-discard-other",
@@ -35,14 +35,15 @@ static int read_flags(struct qcow2 *q, struct blk_opts *o, struct blk_error *e)
         "overlap-check.snapshot-table", "overlap-check.inactive-l1", "overlap-check.inactive-l2",
         "overlap-check.bitmap-directory",
     };
-    bool b, lazy = false;
-    int err = blk_opts_get_bool(o, "lazy-refcounts", &lazy, e);
+    bool b;
 
+    *lazy = q->h.compatible & QCOW2_COMPAT_LAZY;
+    int err = blk_opts_get_bool(o, "lazy-refcounts", lazy, e);
     err = err ? err : blk_opts_get_bool(o, "discard-no-unref", &q->no_unref, e);
     for (size_t i = 0; !err && i < BLK_ARRAY_SIZE(flags); i++) {
         err = blk_opts_get_bool(o, flags[i], &b, e);
     }
-    if (!err && lazy && q->h.version < 3) {
+    if (!err && *lazy && q->h.version < 3) {
         err = blk_err(e, EINVAL, "Lazy refcounts require a qcow2 image with at least qemu 1.1 "
                       "compatibility level");
     }
@@ -119,14 +120,14 @@ static int read_cache_sizes(struct qcow2 *q, struct blk_opts *o, uint64_t *l2, u
 }
 
 static int read_options(struct qcow2 *q, struct blk_opts *o, uint64_t *l2, uint64_t *refs,
-                        struct blk_error *e)
+                        bool *lazy, struct blk_error *e)
 {
     uint64_t all = qcow2_clusters(q, q->h.size) * qcow2_entry_bytes(q), level = 0;
 
     *l2 = BLK_MIN(BLK_MAX(all, 1ull << 20), L2_CACHE_MAX);
     *refs = BLK_MAX(REFCOUNT_CACHE, 4ull * q->cluster_size);
     int err = read_cache_sizes(q, o, l2, refs, e);
-    err = err ? err : read_flags(q, o, e);
+    err = err ? err : read_flags(q, o, lazy, e);
     err = err ? err : read_overlap(o, e);
     if (!err && blk_opts_has(o, "compression-level")) {     /* ours */
         err = blk_opts_get_u64(o, "compression-level", &level, e);
@@ -214,8 +215,8 @@ static int check_and_load(struct qcow2 *q, struct blk_check *c, int fix, uint64_
 {
     int err = 0;
 
-    for (int i = 0; i < 4 && q->writable && !err && !qcow2_clean(q); i++) {
-        err = qcow2_flush(q);
+    if (q->writable) {
+        err = qcow2_settle(q);
     }
     err = err ? err : ck_check(q->n, c, fix, table, e);
     if (!fix) {
@@ -244,9 +245,15 @@ static int qcow2_check(struct blk_node *n, struct blk_check *c, int fix, struct 
     return err;
 }
 
+static void say_finding(void *arg, bool is_error, const char *line)
+{
+    const struct qcow2 *q = arg;
+    blk_report_bare(q->n->shown, "%s", line);
+}
+
 static int repair_dirty(struct qcow2 *q, struct blk_error *e)
 {
-    struct blk_check c = { 0 };
+    struct blk_check c = { .message = say_finding, .arg = q };
     int err = qcow2_check(q->n, &c, BLK_FIX_ERRORS | BLK_FIX_LEAKS, e);
     if (!err && (c.corruptions || c.check_errors)) {
         err = blk_err(e, EIO, "errors are left");
@@ -255,6 +262,7 @@ static int repair_dirty(struct qcow2 *q, struct blk_error *e)
         blk_error_prefix(e, "Could not repair dirty image: ");
         return err;
     }
+    q->old_end = 0;             /* every pointer was just counted: what is free holds nothing */
     q->h.incompatible &= ~(uint64_t)QCOW2_INC_DIRTY;
     err = qcow2_header_update(q);
     return err ? blk_err_errno(e, -err, "Could not update qcow2 header") : 0;
@@ -309,6 +317,7 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
 {
     struct qcow2 *q = calloc(1, sizeof(*q));
     uint64_t l2 = 0, refs = 0;
+    bool lazy = false;
     int err;
 
     if (!q) {
@@ -330,7 +339,7 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
         q->slice_bits--;
     }
     node_fill(q);
-    err = read_options(q, o, &l2, &refs, e);
+    err = read_options(q, o, &l2, &refs, &lazy, e);
     if (!err && (err = qcow2_cache_init(q, l2, refs))) {
         blk_err(e, ENOMEM, "Cannot allocate memory");
     }
@@ -344,6 +353,8 @@ static int qcow2_open(struct blk_node *n, struct blk_opts *o, struct blk_error *
         err = open_writable(q, e);
     }
     if (!err) {
+        /* Not before: a repair counts at once, and who checks does not trust what is there. */
+        q->lazy = lazy && q->writable && !(n->oflags & BLK_O_CHECK);
         return 0;
     }
 fail:
@@ -364,10 +375,8 @@ static int qcow2_close(struct blk_node *n, struct blk_error *e)
         qcow2_bitmaps_renew(q);
         err = qcow2_bitmaps_store(q, e);
     }
-
-    /* A flush frees clusters, whose counts the next one writes. */
-    for (int i = 0; i < 4 && q->writable && !q->corrupt && !err && !qcow2_clean(q); i++) {
-        err = qcow2_flush(q);
+    if (!err && q->writable && !q->corrupt) {
+        err = qcow2_settle(q);
     }
     if (err) {
         blk_err_errno(e, -err, "Could not write the metadata of '%s'", n->shown);

@@ -163,6 +163,7 @@ struct qcow2 {
     uint32_t cluster_size, l2_bits, slice_bits; /* entries: 1 << bits */
     unsigned wide;                          /* 1: extended L2, an entry is two words */
     bool no_unref;                          /* what is discarded keeps its cluster */
+    bool lazy;                              /* lazy refcounts are in force (flush.c) */
     /* A cluster is 1 << sub_bits subclusters, each allocated or not by itself; without
      * extended L2 it is one. */
     uint32_t sub_bits, sub_shift, sub_size; /* log2 of their bytes, and these */
@@ -216,6 +217,9 @@ struct qcow2 {
     struct co_mutex flush_lock;
     uint64_t flush_asked, flush_done;       /* tickets: callers, callers served */
     int flush_result;
+    bool linked;                            /* guest clusters got places since nothing was dirty:
+                                               the next flush marks the image */
+    unsigned settling;                      /* fibers in qcow2_settle() */
 
     struct qcow2_inflated *inflated;        /* compress.c */
 
@@ -521,11 +525,22 @@ static inline bool qcow2_meta_hit(const struct qcow2 *q, uint64_t offset)
 
 /* Everything completed before the call is durable after it. Fiber. */
 int qcow2_flush(struct qcow2 *q);
+/* Does a flush leave the counts in memory, as the image is marked dirty? */
+static inline bool qcow2_counts_wait(const struct qcow2 *q)
+{
+    return q->lazy && q->h.incompatible & QCOW2_INC_DIRTY && !q->settling &&
+           q->ndirty_blocks < q->max_blocks / 2;
+}
+/* Would a flush only sync? */
 static inline bool qcow2_clean(const struct qcow2 *q)
 {
-    return !q->dirty_slices && !q->dirty_blocks && !q->l1_any_dirty && !q->to_free &&
-           q->reft_dirty_first >= q->reft_dirty_end;
+    return !q->dirty_slices && !q->l1_any_dirty && !q->to_free &&
+           ((!q->dirty_blocks && q->reft_dirty_first >= q->reft_dirty_end) || qcow2_counts_wait(q));
 }
+/* Flush until nothing is left to do, counts included; then the image is marked dirty no more. */
+int qcow2_settle(struct qcow2 *q);
+/* Write the counts as they are now (with lazy refcounts, when an L2 table got its place). */
+int qcow2_counts_write(struct qcow2 *q);
 /* Flush when too much is dirty (bounds memory). Fiber. */
 int qcow2_flush_if_much(struct qcow2 *q);
 
@@ -672,7 +687,6 @@ int qcow2_stream(struct blk_opts *o, const struct blk_stream *s, struct blk_erro
 int qcow2_truncate(struct blk_node *n, uint64_t size, bool shrink, enum blk_prealloc p,
                    struct blk_error *e);
 /* The driver's make_empty and (header.c's invariants) change_backing. Fiber. */
-int qcow2_settle(struct qcow2 *q);          /* flush until nothing is left to do */
 int qcow2_cut_file(struct qcow2 *q);        /* end it with the last counted cluster */
 int qcow2_used_end(struct qcow2 *q, uint64_t *c);   /* c: the one behind that */
 /* Refcount blocks for areas behind everything, which count nothing any more, go. The image is

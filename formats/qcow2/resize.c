@@ -76,7 +76,8 @@ int qcow2_l1_grow(struct qcow2 *q, uint32_t l1_size)
         err = qcow2_header_update(q);
     }
     if (err) {
-        q->h = old;
+        q->h.l1_offset = old.l1_offset;
+        q->h.l1_size = old.l1_size;
         return err;
     }
     if (have) {
@@ -115,15 +116,6 @@ int qcow2_cut_file(struct qcow2 *q)
         }
     }
     return err == -ENOTSUP ? 0 : err;
-}
-
-int qcow2_settle(struct qcow2 *q)
-{
-    int err = 0;
-    for (int i = 0; i < 4 && !err && !qcow2_clean(q); i++) {
-        err = qcow2_flush(q);
-    }
-    return err;
 }
 
 /* Does the block count nothing, but for itself? */

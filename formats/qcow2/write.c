@@ -394,6 +394,7 @@ static void alloc_publish(struct alloc *a)
                         (a->space.offset + (i << q->h.cluster_bits)) | QCOW2_COPIED);
     }
     qcow2_slice_dirty(q, a->s);
+    q->linked = q->lazy;
 }
 
 /* Only the subclusters written to, when their cluster has its host cluster; else whole
